@@ -1,0 +1,44 @@
+"""Log-space arithmetic whose values and gradients stay finite wherever the mathematics is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_LOG_HALF = -math.log(2.0)
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """Log of 1 - exp(x) for x <= 0, accurate at both ends (Maechler 2012); -inf at 0, NaN above."""
+    near_zero = x > _LOG_HALF
+    by_expm1 = torch.log(-torch.expm1(torch.where(near_zero, x, _LOG_HALF)))
+    by_log1p = torch.log1p(-torch.exp(torch.where(near_zero, _LOG_HALF, x)))
+    return torch.where(near_zero, by_expm1, by_log1p)
+
+
+def logsumexp(x: Tensor, dim: int) -> Tensor:
+    """``torch.logsumexp`` whose gradient is 0, not NaN, in a slice that is -inf throughout (the value is -inf)."""
+    empty = (x.detach() == -math.inf).all(dim, keepdim=True)
+    value = torch.logsumexp(torch.where(empty, 0.0, x), dim)
+    return torch.where(empty.squeeze(dim), -math.inf, value)
+
+
+def exp_scaled(log_x: Tensor, power: Tensor | float) -> Tensor:
+    """Raise x to ``power`` >= 0 (a number or a tensor) given log x <= 0.
+
+    0 ** 0 is 1, and x = 0 (log x = -inf) gives 0 with gradient 0 for power > 0: the infinite slope of ``pow`` at 0 for
+    power < 1 never meets a zero factor to make a NaN.
+    """
+    if not isinstance(power, Tensor):
+        return torch.ones_like(log_x) if power == 0 else torch.exp(power * log_x)
+    floor = log_x == -math.inf
+    live = torch.exp(power * torch.where(floor, 0.0, log_x))
+    return torch.where(floor & (power > 0), 0.0, live)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """Product x * y where 0 * (+-inf) is 0, with gradient 0 in y there: a vanished factor silences an infinite one."""
+    silent = (x == 0) & y.detach().isinf()
+    return torch.where(silent, 0.0, x * torch.where(silent, 0.0, y))

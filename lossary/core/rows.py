@@ -1,0 +1,338 @@
+"""From what users pass to rows of a loss, and from rows to the reduced value. Written once.
+
+:func:`class_rows` serves objectives over mutually exclusive classes, :func:`label_entries` those over independent
+yes/no labels. Both check, mask and widen; both reduce as PyTorch does. Masks are ``torch.where`` on both sides, never
+boolean indexing, which breaks ``vmap`` and ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lossary.core import checks, numerics
+from lossary.core.types import Reduction
+
+
+class ClassRows:
+    """Logits ``(N, C, ...)`` with their targets; made by :func:`class_rows`.
+
+    The *support* of a row is the set of classes on which its target has mass: the label alone for index targets
+    without smoothing (K = 1), every class otherwise (K = C). ``log_p`` and ``log_miss`` live on the support, with
+    shape ``(N, K, ...)``, and ``expect`` averages over it; so one line of mathematics serves hard, smoothed and soft
+    targets, and hard ones never pay for the others.
+
+    Attributes:
+        logits: ``(N, C, ...)``, at least float32; 0 in ignored rows.
+        dim: Class axis: 1, or 0 for an unbatched input ``(C,)``.
+        keep: ``(N, ...)`` bool, False in ignored rows; None when no row can be ignored.
+        index: Labels ``(N, ...)``, 0 where ignored or invalid; None for probability targets.
+        probability: Target probabilities ``(N, C, ...)`` after smoothing; None for index targets.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        dim: int,
+        keep: Tensor | None,
+        valid: Tensor | None,
+        index: Tensor | None,
+        probability: Tensor | None,
+        weight: Tensor | None,
+        label_smoothing: Tensor | float,
+        sample_weight: Tensor | None,
+    ) -> None:
+        self.logits = logits
+        self.dim = dim
+        self.keep = keep
+        self.index = index
+        self.probability = probability
+        self._valid = valid
+        self._weight = weight
+        self._smoothing = label_smoothing
+        self._sample_weight = sample_weight
+        self._log_softmax: Tensor | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.logits.shape[self.dim]
+
+    @property
+    def hard(self) -> bool:
+        """Whether the support is the label alone."""
+        return self.index is not None and isinstance(self._smoothing, int | float) and self._smoothing == 0
+
+    def log_softmax(self) -> Tensor:
+        """Log-probabilities of all classes ``(N, C, ...)``."""
+        if self._log_softmax is None:
+            self._log_softmax = F.log_softmax(self.logits, self.dim)
+        return self._log_softmax
+
+    def log_p(self) -> Tensor:
+        """Log-probabilities on the support ``(N, K, ...)``."""
+        return self.on_support(self.log_softmax())
+
+    def log_miss(self) -> Tensor:
+        """log(1 - p) on the support ``(N, K, ...)``, from the *other* classes' probabilities.
+
+        ``log1mexp(log p)`` loses everything when p is near 1 (in float32 5% at a logit gap of 14, 100% at 18). At most
+        one class can have p > 1/2, so only that one needs the sum over the others.
+        """
+        log_p = self.log_softmax()
+        if self.hard:
+            return self._log_sum_of_others(log_p, self._label()).unsqueeze(self.dim)
+        top = log_p.detach().argmax(self.dim, keepdim=True)
+        is_top = torch.zeros_like(log_p, dtype=torch.bool).scatter(self.dim, top, True)
+        others = self._log_sum_of_others(log_p, top).unsqueeze(self.dim)
+        return torch.where(is_top, others, numerics.log1mexp(torch.where(is_top, -1.0, log_p)))
+
+    def at_label(self, values: Tensor) -> Tensor:
+        """Values ``(N, C, ...)`` at the label ``(N, ...)``; NaN where the label is invalid. Index targets only."""
+        picked = values.gather(self.dim, self._label()).squeeze(self.dim)
+        return picked if self._valid is None else torch.where(self._valid, picked, torch.nan)
+
+    def is_label(self) -> Tensor:
+        """``(N, C, ...)`` bool, True at the label. Index targets only."""
+        return torch.zeros_like(self.logits, dtype=torch.bool).scatter(self.dim, self._label(), True)
+
+    def on_support(self, values: Tensor) -> Tensor:
+        """Values of all classes ``(N, C, ...)`` taken to the support ``(N, K, ...)``."""
+        return self.at_label(values).unsqueeze(self.dim) if self.hard else values
+
+    def per_class(self, vector: Tensor) -> Tensor:
+        """A number for each class ``(C,)`` taken to the support: ``(N, 1, ...)``, or ``(C, 1, ...)`` to broadcast."""
+        vector = vector.to(self.logits.dtype)
+        if self.hard:
+            assert self.index is not None
+            return vector[self.index].unsqueeze(self.dim)
+        return vector.reshape([-1] + [1] * (self.logits.ndim - 1 - self.dim))
+
+    def expect(self, values: Tensor) -> Tensor:
+        """Sum of target probability x class weight x values over the support: ``(N, K, ...)`` to ``(N, ...)``.
+
+        As in ``torch.nn.functional.cross_entropy`` smoothing and class weights act inside the class sum. A class
+        without target probability contributes 0 whatever its value is, infinite ones included.
+        """
+        weighted = values if self._weight is None else self.per_class(self._weight) * values
+        if self.hard:
+            return weighted.squeeze(self.dim)
+        if self.index is None:
+            assert self.probability is not None
+            absent = self.probability == 0
+            return torch.where(absent, 0.0, self.probability * torch.where(absent, 0.0, weighted)).sum(self.dim)
+        smoothing = self._smoothing
+        spread = weighted.sum(self.dim) / self.num_classes
+        mixed = (1 - smoothing) * self.at_label(weighted) + smoothing * spread
+        if isinstance(smoothing, Tensor):  # a smoothing of 0 that only a tensor knows: 0 * inf must not be NaN
+            mixed = torch.where(smoothing == 0, self.at_label(weighted), mixed)
+        return mixed
+
+    def label_weight(self) -> Tensor:
+        """Class weight of each row's label ``(N, ...)``; ones (as a 0-d tensor) without class weights."""
+        if self._weight is None or self.index is None:
+            return self.logits.new_ones(())
+        return self._weight[self.index]
+
+    def reduce(self, values: Tensor, *, reduction: Reduction, normalizer: Tensor | float | None) -> Tensor:
+        """Reduce a loss per row ``(N, ...)``, class weights already inside, as PyTorch does.
+
+        ``mean`` divides by the summed weights of the kept rows for index targets and by their number for probability
+        targets; ``normalizer`` replaces that divisor.
+        """
+        checks.check_reduction(reduction)
+        checks.check_normalizer(normalizer)
+        values = _masked(values, self.keep)
+        weight = self._sample_weight
+        if weight is not None:
+            values = values * weight
+        if reduction == "none":
+            return values
+        if reduction == "sum":
+            return values.sum() if normalizer is None else values.sum() / normalizer
+        if normalizer is None:
+            divisor = self.label_weight() if weight is None else self.label_weight() * weight
+            normalizer = _masked(divisor.expand(values.shape), self.keep).sum()
+        return values.sum() / normalizer
+
+    def _label(self) -> Tensor:
+        if self.index is None:
+            raise ValueError("target holds probabilities; this objective is defined for class indices (N, ...) only.")
+        return self.index.unsqueeze(self.dim)
+
+    def _log_sum_of_others(self, log_p: Tensor, label: Tensor) -> Tensor:
+        return numerics.logsumexp(log_p.scatter(self.dim, label, -torch.inf), self.dim)
+
+
+def class_rows(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: Tensor | float = 0.0,
+    sample_weight: Tensor | None = None,
+    index_only: bool = False,
+) -> ClassRows:
+    """Check, mask and widen the arguments of an objective over exclusive classes.
+
+    Args:
+        input: Logits ``(N, C, ...)`` or ``(C,)``, floating point; halves are widened to float32.
+        target: Class indices ``(N, ...)`` of any integer dtype, or probabilities ``(N, C, ...)``.
+        weight: One weight for each class ``(C,)``.
+        ignore_index: Label of rows that count for nothing; index targets only.
+        label_smoothing: Share of the target that is spread evenly over the classes, in [0, 1].
+        sample_weight: One weight for each row ``(N, ...)``.
+        index_only: Refuse probability targets, for objectives that are defined for a label alone.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape is wrong, or a label or probability is out of range (where values can be read).
+    """
+    checks.check_floating("input", input)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
+    if input.ndim == 0:
+        raise ValueError("input has shape (); wanted logits (N, C, ...) or (C,).")
+    dim = 0 if input.ndim == 1 else 1
+    rows_shape = input.shape[:dim] + input.shape[dim + 1 :]
+    num_classes = input.shape[dim]
+    checks.check_class_vector("weight", weight, num_classes)
+    checks.check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    logits = _widen(input)
+    keep = valid = index = probability = None
+    if target.is_floating_point():
+        if index_only:
+            raise ValueError(
+                f"target has dtype {target.dtype} and shape {tuple(target.shape)}; this objective wants class indices "
+                f"(int64) of shape {tuple(rows_shape)}: it is not defined for probabilities."
+            )
+        checks.check_shape("target", target, input.shape, "probabilities shaped as input, or int64 class indices")
+        if ignore_index != -100:
+            raise ValueError("ignore_index is for class-index targets; for probabilities use sample_weight of 0.")
+        if checks.may_read_values(target):
+            checks.check_unit_interval("target", target)
+        smoothed = target.to(logits.dtype)
+        probability = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
+    else:
+        if target.dtype == torch.bool or target.is_complex():
+            raise TypeError(f"target has dtype {target.dtype}; wanted int64 class indices or float probabilities.")
+        checks.check_shape(
+            "target", target, rows_shape, "a class index for each row of input (class axis at dim 1), or probabilities"
+        )
+        if checks.may_read_values(target):
+            checks.check_labels(target, num_classes, ignore_index)
+        keep = target != ignore_index
+        # Where the check above had to stand aside, a bad label gives NaN, never a plausible number.
+        valid = (target >= 0) & (target < num_classes)
+        index = torch.where(valid & keep, target, 0).long()
+        valid = valid | ~keep
+        logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
+    return ClassRows(
+        logits,
+        dim=dim,
+        keep=keep,
+        valid=valid,
+        index=index,
+        probability=probability,
+        weight=None if weight is None else weight.to(logits.dtype),
+        label_smoothing=label_smoothing,
+        sample_weight=_row_weight(sample_weight, rows_shape, logits.dtype),
+    )
+
+
+class LabelEntries:
+    """Logits of independent yes/no labels with their targets; made by :func:`label_entries`.
+
+    Attributes:
+        logits: Any shape, at least float32.
+        target: The same shape and dtype, in [0, 1].
+    """
+
+    def __init__(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None) -> None:
+        self.logits = logits
+        self.target = target
+        self._sample_weight = sample_weight
+
+    def log_p(self) -> Tensor:
+        """Log of p = sigmoid(z)."""
+        return F.logsigmoid(self.logits)
+
+    def log_not_p(self) -> Tensor:
+        """Log of 1 - p = sigmoid(-z)."""
+        return F.logsigmoid(-self.logits)
+
+    def log_miss(self) -> Tensor:
+        """Log of the miss probability y (1 - p) + (1 - y) p."""
+        y = self.target
+        return torch.logaddexp(y.log() + self.log_not_p(), torch.log1p(-y) + self.log_p())
+
+    def mix(self, positive: Tensor | float, negative: Tensor | float) -> Tensor:
+        """Sum of y x positive and (1 - y) x negative; a side without target mass gives 0 even if it is infinite."""
+        y = self.target
+        yes, no = (
+            torch.as_tensor(side, dtype=y.dtype, device=y.device).expand(y.shape) for side in (positive, negative)
+        )
+        return numerics.product(y, yes.expand(y.shape)) + numerics.product(1 - y, no.expand(y.shape))
+
+    def reduce(self, values: Tensor, *, reduction: Reduction, normalizer: Tensor | float | None) -> Tensor:
+        """Reduce a loss per entry; ``mean`` divides by the number of entries (or their summed ``sample_weight``)."""
+        checks.check_reduction(reduction)
+        checks.check_normalizer(normalizer)
+        weight = self._sample_weight
+        if weight is not None:
+            values = values * weight
+        if reduction == "none":
+            return values
+        if reduction == "sum":
+            return values.sum() if normalizer is None else values.sum() / normalizer
+        if normalizer is not None:
+            return values.sum() / normalizer
+        return values.mean() if weight is None else values.sum() / weight.expand(values.shape).sum()
+
+
+def label_entries(input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> LabelEntries:
+    """Check and widen the arguments of an objective over independent yes/no labels.
+
+    Args:
+        input: Logits of any shape, floating point; halves are widened to float32.
+        target: The same shape, floating point (or bool), in [0, 1].
+        sample_weight: One weight for each entry (input's shape), or for each row ``(N,)``.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape is wrong, or a target lies outside [0, 1] (where values can be read).
+    """
+    checks.check_floating("input", input)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
+    if not (target.is_floating_point() or target.dtype == torch.bool):
+        raise TypeError(f"target has dtype {target.dtype}; wanted floating point in [0, 1] (use target.float()).")
+    checks.check_shape("target", target, input.shape, "a target in [0, 1] for each logit of input")
+    if checks.may_read_values(target):
+        checks.check_unit_interval("target", target)
+    logits = _widen(input)
+    if sample_weight is not None and input.ndim > 1 and sample_weight.shape == input.shape[:1]:
+        sample_weight = sample_weight.reshape([-1] + [1] * (input.ndim - 1))
+    elif sample_weight is not None:
+        checks.check_shape("sample_weight", sample_weight, input.shape, "a weight for each entry, or (N,) for each row")
+    weight = None if sample_weight is None else sample_weight.to(logits.dtype)
+    return LabelEntries(logits, target.to(logits.dtype), weight)
+
+
+def _widen(input: Tensor) -> Tensor:
+    """Halves to float32; wider floats stay."""
+    return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+
+
+def _row_weight(sample_weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    if sample_weight is None:
+        return None
+    checks.check_shape("sample_weight", sample_weight, shape, "a weight for each row")
+    return sample_weight.to(dtype)
+
+
+def _masked(values: Tensor, keep: Tensor | None) -> Tensor:
+    return values if keep is None else torch.where(keep, values, 0.0)
