@@ -101,7 +101,7 @@ class Objective(nn.Module):
                 value = torch.tensor(value, dtype=torch.get_default_dtype())
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
-            elif isinstance(value, Tensor):
+            elif isinstance(value, Tensor) or value is None:  # None may become a tensor later, as weight= does
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)

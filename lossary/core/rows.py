@@ -76,23 +76,26 @@ class ClassRows:
         return self.on_support(self.log_softmax())
 
     def log_miss(self) -> Tensor:
-        """log(1 - p) on the support ``(N, K, ...)``, from the *other* classes' probabilities.
+        """Log of 1 - p on the support ``(N, K, ...)``, from the *other* classes' probabilities.
 
-        ``log1mexp(log p)`` loses everything when p is near 1 (in float32 5% at a logit gap of 14, 100% at 18). At most
-        one class can have p > 1/2, so only that one needs the sum over the others.
+        ``log1mexp(log p)`` loses everything when p is near 1 (in float32 5% at a logit gap of 14, 100% at 18).
         """
-        log_p = self.log_softmax()
         if self.hard:
-            return self._log_sum_of_others(log_p, self._label()).unsqueeze(self.dim)
+            return self._log_sum_of_others(self._label()).unsqueeze(self.dim)
+        return self.log_miss_of_all()
+
+    def log_miss_of_all(self) -> Tensor:
+        """Log of 1 - p of all classes ``(N, C, ...)``."""
+        log_p = self.log_softmax()
+        # At most one class can have p > 1/2, so only that one needs the sum over the others.
         top = log_p.detach().argmax(self.dim, keepdim=True)
         is_top = torch.zeros_like(log_p, dtype=torch.bool).scatter(self.dim, top, True)
-        others = self._log_sum_of_others(log_p, top).unsqueeze(self.dim)
+        others = self._log_sum_of_others(top).unsqueeze(self.dim)
         return torch.where(is_top, others, numerics.log1mexp(torch.where(is_top, -1.0, log_p)))
 
     def at_label(self, values: Tensor) -> Tensor:
-        """Values ``(N, C, ...)`` at the label ``(N, ...)``; NaN where the label is invalid. Index targets only."""
-        picked = values.gather(self.dim, self._label()).squeeze(self.dim)
-        return picked if self._valid is None else torch.where(self._valid, picked, torch.nan)
+        """Values ``(N, C, ...)`` at the label ``(N, ...)``. Index targets only."""
+        return values.gather(self.dim, self._label()).squeeze(self.dim)
 
     def is_label(self) -> Tensor:
         """``(N, C, ...)`` bool, True at the label. Index targets only."""
@@ -144,6 +147,8 @@ class ClassRows:
         """
         checks.check_reduction(reduction)
         checks.check_normalizer(normalizer)
+        if self._valid is not None:  # where the check of labels stood aside: NaN, never a plausible number
+            values = torch.where(self._valid, values, torch.nan)
         values = _masked(values, self.keep)
         weight = self._sample_weight
         if weight is not None:
@@ -162,8 +167,8 @@ class ClassRows:
             raise ValueError("target holds probabilities; this objective is defined for class indices (N, ...) only.")
         return self.index.unsqueeze(self.dim)
 
-    def _log_sum_of_others(self, log_p: Tensor, label: Tensor) -> Tensor:
-        return numerics.logsumexp(log_p.scatter(self.dim, label, -torch.inf), self.dim)
+    def _log_sum_of_others(self, label: Tensor) -> Tensor:
+        return numerics.logsumexp(self.log_softmax().scatter(self.dim, label, -torch.inf), self.dim)
 
 
 def class_rows(
@@ -225,10 +230,8 @@ def class_rows(
         if checks.may_read_values(target):
             checks.check_labels(target, num_classes, ignore_index)
         keep = target != ignore_index
-        # Where the check above had to stand aside, a bad label gives NaN, never a plausible number.
         valid = (target >= 0) & (target < num_classes)
         index = torch.where(valid & keep, target, 0).long()
-        valid = valid | ~keep
         logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
     return ClassRows(
         logits,
