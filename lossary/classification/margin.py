@@ -100,7 +100,7 @@ class LDAMLoss(Objective):
         >>> loss.margins
         tensor([0.1581, 0.3344, 0.5000])
         >>> loss(torch.tensor([[0.5, 0.3, 0.1]]), torch.tensor([0]))
-        tensor(0.2523)
+        tensor(0.2510)
     """
 
     function = ldam_loss
