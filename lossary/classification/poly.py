@@ -271,6 +271,34 @@ def poly_series_loss(
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
+class PolySeriesLoss(Objective):
+    """A polynomial in the miss probability; module form of :func:`poly_series_loss`.
+
+    Example:
+        >>> PolySeriesLoss([1.0, 1 / 2, 1 / 3])(torch.zeros(1, 2), torch.tensor([1]))
+        tensor(0.6667)
+    """
+
+    function = poly_series_loss
+
+    def __init__(
+        self,
+        coefficients: Sequence[float] | Tensor,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: Tensor | float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            coefficients=coefficients,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+
+
 @objective(Kind.CLASSES)
 def poly1_focal_loss(
     input: Tensor,

@@ -39,6 +39,17 @@ def exp_scaled(log_x: Tensor, power: Tensor | float) -> Tensor:
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """Product x * y where 0 * (+-inf) is 0, with gradient 0 in y there: a vanished factor silences an infinite one."""
-    silent = (x == 0) & y.detach().isinf()
-    return torch.where(silent, 0.0, x * torch.where(silent, 0.0, y))
+    """Product x * y where a vanished factor x silences an infinite y, and an infinite y sends no gradient to x.
+
+    0 * (+-inf) is 0 with gradient 0, as in (1 - p)^gamma * (-log p) and its limits.
+    """
+    infinite = y.detach().isinf()
+    silent = (x == 0) & infinite
+    return torch.where(silent, 0.0, torch.where(infinite, x.detach(), x) * torch.where(silent, 0.0, y))
+
+
+def logaddexp(x: Tensor, y: Tensor) -> Tensor:
+    """``torch.logaddexp`` whose gradient is 0, not NaN, where both are -inf."""
+    empty = (x == -math.inf) & (y == -math.inf)
+    value = torch.logaddexp(torch.where(empty, 0.0, x), torch.where(empty, 0.0, y))
+    return torch.where(empty, -math.inf, value)

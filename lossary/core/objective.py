@@ -113,7 +113,7 @@ class Objective(nn.Module):
             function = cls.__dict__["function"]
             cls.function = staticmethod(function)
             name = function.__name__
-            if name in _REGISTER:
+            if name in _REGISTER and _REGISTER[name].module is None:  # a user's subclass does not replace ours
                 _REGISTER[name] = dataclasses.replace(_REGISTER[name], module=cls)
 
     def hyperparameters(self) -> dict[str, Any]:

@@ -270,7 +270,7 @@ class LabelEntries:
     def log_miss(self) -> Tensor:
         """Log of the miss probability y (1 - p) + (1 - y) p."""
         y = self.target
-        return torch.logaddexp(y.log() + self.log_not_p(), torch.log1p(-y) + self.log_p())
+        return numerics.logaddexp(y.log() + self.log_not_p(), torch.log1p(-y) + self.log_p())
 
     def mix(self, positive: Tensor | float, negative: Tensor | float) -> Tensor:
         """Sum of y x positive and (1 - y) x negative; a side without target mass gives 0 even if it is infinite."""

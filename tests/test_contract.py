@@ -1,0 +1,398 @@
+"""The contract: one battery over every public objective.
+
+An objective is exported, registered, documented, and behaves: finite at extreme logits, true in half precision, smooth
+where it should be, the same under compile, grad and vmap, exact about masks, weights and reductions, plain about bad
+input. Exemptions are declared on the objective with their reason and printed at the end of the run.
+"""
+
+import copy
+import importlib
+import inspect
+import math
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lossary
+from lossary.core.objective import Kind, Objective, Registered
+
+OBJECTIVES = lossary.objectives()
+ROWS, CLASSES = 6, 5
+SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
+
+
+@pytest.fixture(params=list(OBJECTIVES))
+def spec(request: pytest.FixtureRequest) -> Registered:
+    found = OBJECTIVES[request.param]
+    check = request.node.originalname.removeprefix("test_")
+    if check in found.exempt:
+        pytest.xfail(f"exempt: {found.exempt[check]}")
+    return found
+
+
+# --- the register ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", lossary.FAMILIES)
+def test_everything_exported_is_registered(family: str) -> None:
+    module = importlib.import_module(f"lossary.{family}")
+    functions = {name for name in module.__all__ if name.endswith("_loss") and name != "normalize_loss"}
+    assert functions <= set(OBJECTIVES), "exported, but without @objective"
+    modules = {name for name in module.__all__ if inspect.isclass(getattr(module, name))}
+    modules = {name for name in modules if issubclass(getattr(module, name), Objective)}
+    known = {found.module.__name__ for found in OBJECTIVES.values() if found.module}
+    assert modules <= known, "an Objective whose function is not registered"
+
+
+def test_public(spec: Registered) -> None:
+    family = importlib.import_module(f"lossary.{spec.family}")
+    assert getattr(family, spec.name) is spec.function
+    assert spec.module is not None, "no module form"
+    assert getattr(family, spec.module.__name__) is spec.module
+
+
+def test_words(spec: Registered) -> None:
+    wanted = {"input", "target", "sample_weight", "reduction", "normalizer"}
+    if spec.kind is Kind.CLASSES:
+        wanted |= {"weight", "ignore_index"}
+    assert wanted <= set(spec.parameters)
+
+
+def test_docstring(spec: Registered) -> None:
+    text = inspect.getdoc(spec.function) or ""
+    places = [text.find(section) for section in SECTIONS]
+    assert -1 not in places, f"missing: {[s for s, p in zip(SECTIONS, places, strict=True) if p < 0]}"
+    assert places == sorted(places), "sections out of order"
+    for parameter in spec.parameters:
+        assert re.search(rf"\b{parameter}\b", text), f"{parameter} is not explained"
+    assert spec.name in (inspect.getdoc(spec.module) or ""), "the module does not name its function"
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
+def test_finite_and_exact_at_extreme_logits(spec: Registered, scale: float) -> None:
+    input, target = sample(spec, scale=scale)
+    exact = evaluate(spec, input, target, reduction="none")
+    input = input.float().requires_grad_()
+    value = evaluate(spec, input, target, reduction="none")
+    (gradient,) = torch.autograd.grad(value.sum(), input)
+    assert not value.isnan().any()
+    assert spec.unbounded or value.isfinite().all()
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_infinite_logits(spec: Registered) -> None:
+    input, target = sample(spec)
+    if spec.kind is Kind.CLASSES:
+        input[0, (target[0] + 1) % CLASSES] = -math.inf
+    else:
+        target = (target > 0.5).double()
+        input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
+    input.requires_grad_()
+    value = evaluate(spec, input, target, reduction="none")
+    assert value[1:].isfinite().all()
+    assert not value.isnan().any()
+    (gradient,) = torch.autograd.grad(value.sum(), input)
+    assert not gradient.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(spec: Registered, dtype: torch.dtype) -> None:
+    input, target = sample(spec, scale=3.0)
+    input = input.to(dtype)
+    half = evaluate(spec, input, target, reduction="none")
+    exact = evaluate(spec, input.double(), target, reduction="none")
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), exact, rtol=0.02, atol=1e-4)
+
+
+def test_gradcheck(spec: Registered) -> None:
+    input, target = sample(spec)
+    assert torch.autograd.gradcheck(lambda z: evaluate(spec, z, target, reduction="none"), input.requires_grad_())
+
+
+def test_nan_stays_visible(spec: Registered) -> None:
+    input, target = sample(spec)
+    input[0] = math.nan
+    value = evaluate(spec, input, target, reduction="none")
+    assert value[0].isnan().all()
+    assert value[1:].isfinite().all()
+    assert evaluate(spec, input, target).isnan()
+
+
+# --- transformations ------------------------------------------------------------------------------------------------
+
+
+def test_compile(spec: Registered) -> None:
+    input, target = sample(spec)
+    input.requires_grad_()
+    compiled = torch.compile(lambda z, t: evaluate(spec, z, t), fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    value = compiled(input, target)
+    eager = evaluate(spec, input, target)
+    torch.testing.assert_close(value, eager)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, input)[0] for loss in (value, eager)))
+
+
+@pytest.mark.slow
+def test_inductor(spec: Registered) -> None:
+    input, target = sample(spec)
+    input = input.float().requires_grad_()
+    torch._dynamo.reset()
+    value = torch.compile(lambda z, t: evaluate(spec, z, t), fullgraph=True)(input, target)
+    eager = evaluate(spec, input, target)
+    torch.testing.assert_close(value, eager, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(loss, input)[0] for loss in (value, eager)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_grad_and_vmap_over_data(spec: Registered) -> None:
+    batches = [sample(spec, seed=seed) for seed in range(3)]
+    inputs, targets = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
+    gradient = torch.func.grad(lambda z, t: evaluate(spec, z, t))
+    together = torch.func.vmap(gradient)(inputs, targets)
+    alone = torch.stack([gradient(z, t) for z, t in batches])
+    torch.testing.assert_close(together, alone)
+    rows = torch.func.vmap(lambda z, t: evaluate(spec, z, t))(inputs[0], targets[0])  # one row at a time
+    torch.testing.assert_close(
+        rows, torch.stack([evaluate(spec, z, t) for z, t in zip(inputs[0], targets[0], strict=True)])
+    )
+
+
+def test_vmap_over_hyperparameters(spec: Registered) -> None:
+    input, target = sample(spec)
+    for name, default in continuous(spec).items():
+        values = torch.stack([default, 0.5 * default, default]) if default.any() else torch.tensor([0.0, 0.1, 0.0])
+        call = lambda value, name=name: evaluate(spec, input, target, **{name: value})  # noqa: E731
+        together = torch.func.vmap(call)(values.double())
+        alone = torch.stack([call(value) for value in values.double()])
+        torch.testing.assert_close(together, alone, msg=lambda text, name=name: f"{name}: {text}")
+        if default.ndim == 0:
+            plain = evaluate(spec, input, target, **{name: float(values[1])})
+            torch.testing.assert_close(together[1], plain, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_autocast(spec: Registered) -> None:
+    input, target = sample(spec)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = evaluate(spec, input.float(), target)
+    torch.testing.assert_close(value, evaluate(spec, input.float(), target))
+
+
+def test_non_contiguous_and_untouched(spec: Registered) -> None:
+    input, target = sample(spec)
+    strided = torch.stack([input, input], -1)[..., 0]
+    assert not strided.is_contiguous()
+    before = strided.clone(), target.clone()
+    torch.testing.assert_close(evaluate(spec, strided, target), evaluate(spec, input, target))
+    assert torch.equal(strided, before[0])
+    assert torch.equal(target, before[1])
+
+
+# --- masks, weights and reductions ------------------------------------------------------------------------------------
+
+
+def test_reductions(spec: Registered) -> None:
+    for input, target in shapes(spec):
+        rows = evaluate(spec, input, target, reduction="none")
+        torch.testing.assert_close(evaluate(spec, input, target, reduction="sum"), rows.sum())
+        torch.testing.assert_close(evaluate(spec, input, target), rows.mean())
+        torch.testing.assert_close(evaluate(spec, input, target, normalizer=7.0), rows.sum() / 7)
+        torch.testing.assert_close(evaluate(spec, input, target, reduction="sum", normalizer=7), rows.sum() / 7)
+        torch.testing.assert_close(evaluate(spec, input, target, normalizer=torch.tensor(7.0)), rows.sum() / 7)
+
+
+def test_sample_weight_repeats_rows(spec: Registered) -> None:
+    input, target = sample(spec)
+    times = torch.tensor([2, 0, 1, 3, 1, 1])
+    repeated = evaluate(spec, input.repeat_interleave(times, 0), target.repeat_interleave(times, 0))
+    torch.testing.assert_close(evaluate(spec, input, target, sample_weight=times.double()), repeated)
+
+
+def test_class_weight_and_ignored_rows(spec: Registered) -> None:
+    if spec.kind is not Kind.CLASSES:
+        return
+    weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+    for input, target in shapes(spec):
+        rows = evaluate(spec, input, target, reduction="none")
+        weighted = evaluate(spec, input, target, weight=weight, reduction="none")
+        torch.testing.assert_close(weighted, weight[target] * rows)
+        mean = evaluate(spec, input, target, weight=weight)
+        torch.testing.assert_close(mean, weighted.sum() / weight[target].sum())
+        ignored = torch.zeros(target.shape, dtype=torch.bool)
+        ignored.view(-1)[::2] = True
+        for label in (-100, 3):
+            masked = torch.where(ignored, label, torch.where(target == 3, 2, target))
+            poisoned = torch.where(ignored.unsqueeze(1), math.nan, input).requires_grad_()
+            value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
+            assert (value[ignored] == 0).all()
+            assert value.isfinite().all()
+            mean = evaluate(spec, poisoned, masked, ignore_index=label, weight=weight)
+            (gradient,) = torch.autograd.grad(mean, poisoned)
+            assert (gradient.movedim(1, -1)[ignored] == 0).all()
+            assert gradient.isfinite().all()
+            kept = ~ignored
+            expected = evaluate(spec, input.movedim(1, -1)[kept], masked[kept], weight=weight)
+            torch.testing.assert_close(mean, expected)
+
+
+def test_empty_and_all_ignored(spec: Registered) -> None:
+    input, target = sample(spec)
+    empty = input[:0].requires_grad_()
+    assert evaluate(spec, empty, target[:0]).isnan()
+    assert evaluate(spec, empty, target[:0], reduction="sum") == 0
+    assert evaluate(spec, empty, target[:0], reduction="none").shape[0] == 0
+    zero = evaluate(spec, empty, target[:0], normalizer=3)
+    assert zero == 0
+    zero.backward()
+    if spec.kind is Kind.CLASSES:
+        ignored = torch.full_like(target, -100)
+        assert evaluate(spec, input, ignored).isnan()
+        zero = evaluate(spec, input.requires_grad_(), ignored, normalizer=3)
+        assert zero == 0
+        zero.backward()
+        assert (input.grad == 0).all()
+
+
+def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
+    """Shards with the global normalizer, in an accumulation loop or on two ranks, add up to the whole."""
+    input, target = sample(spec)
+    options: dict[str, Any] = {}
+    count = torch.tensor(float(target.numel()))
+    if spec.kind is Kind.CLASSES:
+        target[1] = -100
+        options["weight"] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+        count = options["weight"][target[target != -100]].sum()
+    whole = input.clone().requires_grad_()
+    evaluate(spec, whole, target, **options).backward()
+    parts = input.clone().requires_grad_()
+    for rows in (slice(0, 2), slice(2, 6)):
+        evaluate(spec, parts[rows], target[rows], normalizer=count, **options).backward()
+    torch.testing.assert_close(parts.grad, whole.grad)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input(spec: Registered) -> None:
+    input, target = sample(spec)
+    with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
+        evaluate(spec, input, target, reduction="average")
+    with pytest.raises(ValueError, match=r"target has shape .*; wanted"):
+        evaluate(spec, input, target[:-1])
+    with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
+        evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
+    with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
+        evaluate(spec, input.long(), target)
+    with pytest.raises(TypeError, match="target"):
+        evaluate(spec, input, target.tolist())
+    with pytest.raises(ValueError, match="normalizer"):
+        evaluate(spec, input, target, normalizer=0)
+    if spec.kind is Kind.CLASSES:
+        with pytest.raises(
+            ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
+        ):
+            evaluate(spec, input, target.index_fill(0, torch.tensor([0]), CLASSES))
+        with pytest.raises(ValueError, match=r"weight has shape .*; wanted \(5,\)"):
+            evaluate(spec, input, target, weight=torch.ones(CLASSES + 1))
+    else:
+        with pytest.raises(ValueError, match=r"target contains 2; wanted values in \[0, 1\]"):
+            evaluate(spec, input, torch.full_like(target, 2))
+
+
+def test_unseen_bad_label_is_nan(spec: Registered) -> None:
+    """Where checks of values stand aside, a bad label gives NaN or an error, never a plausible number."""
+    if spec.kind is not Kind.CLASSES:
+        return
+    input, target = sample(spec)
+    for label in (CLASSES, -5):
+        bad = target.index_fill(0, torch.tensor([0]), label)
+        rows = torch.func.vmap(lambda z, t: evaluate(spec, z, t, reduction="none"))(input[None], bad[None])[0]
+        assert rows[0].isnan()
+        assert rows[1:].isfinite().all()
+
+
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+def test_module(spec: Registered) -> None:
+    assert spec.module is not None
+    input, target = sample(spec)
+    module = build(spec).double()
+    value = module(input, target)
+    torch.testing.assert_close(value, spec.function(input, target, **module.hyperparameters()))
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        torch.testing.assert_close(twin(input, target), value)
+    fresh = build(spec).double()
+    fresh.load_state_dict(module.state_dict())
+    torch.testing.assert_close(fresh(input, target), value)
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    torch.testing.assert_close(torch.func.functional_call(module, state, (input, target)), value)
+    assert set(module.hyperparameters()) <= set(spec.parameters)
+    assert spec.module.__name__ in repr(module)
+    times = torch.arange(1.0, ROWS + 1)
+    torch.testing.assert_close(
+        module(input, target, sample_weight=times, normalizer=2.0),
+        spec.function(input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
+    )
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    input = scale * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
+    input = input.float().double()  # the same number in float32, so that precisions compare like with like
+    if spec.kind is Kind.CLASSES:
+        return input, torch.randint(CLASSES, (ROWS,), generator=generator)
+    return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
+
+
+def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
+    """Samples (N, C), (N, C, d1) and (N, C, d1, d2)."""
+    input, target = sample(spec)
+    flat = (input, target)
+    if spec.kind is Kind.LABELS:
+        return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
+    one = (input.reshape(3, 2, CLASSES).movedim(-1, 1), target.reshape(3, 2))
+    two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, 1), target.reshape(1, 3, 2))
+    return [flat, one, two]
+
+
+def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Tensor:
+    required = {
+        name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
+        for name, value in spec.example(CLASSES).items()
+    }
+    return spec.function(input, target, **{**required, **options})
+
+
+def continuous(spec: Registered) -> dict[str, Tensor]:
+    """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in inspect.signature(spec.function).parameters.items():
+        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name != "normalizer":
+            found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
+    for name, value in spec.example(CLASSES).items():
+        found[name] = torch.as_tensor(value)
+    return found
+
+
+def build(spec: Registered) -> Objective:
+    """The module with arguments that it cannot do without."""
+    assert spec.module is not None
+    needed = inspect.signature(spec.module).parameters
+    example: dict[str, Any] = spec.example(CLASSES)
+    if "class_counts" in needed:
+        example = {"class_counts": [100, 50, 20, 10, 5]}
+    known: Callable[..., Objective] = spec.module
+    return known(**{name: value for name, value in example.items() if name in needed})
