@@ -1,0 +1,7 @@
+"""python -m lossary."""
+
+from __future__ import annotations
+
+from lossary.cli import main
+
+main()
