@@ -1,0 +1,59 @@
+"""Two real ranks with the global normalizer train as one process does."""
+
+import copy
+import socket
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lossary.classification import LDAMLoss, Poly1CrossEntropyLoss
+
+LOSSES = {
+    "poly1": Poly1CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0])),
+    "ldam": LDAMLoss([50, 20, 5], scale=3.0, weight=torch.tensor([0.5, 1.0, 2.0])),
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.tensor([0, 1, -100, 2, 2, -100, 1, 0, 0, 2])
+    return torch.randn(10, 4, generator=generator), target
+
+
+def model() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+def gradients_of_a_rank(rank: int, port: int, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    x, y = batch()
+    rows = slice(0, 3) if rank == 0 else slice(3, 10)  # unequal shards, ignored rows in both
+    gradients = {}
+    for name, loss in LOSSES.items():
+        parallel = DistributedDataParallel(model())
+        weight = loss.weight[y[rows][y[rows] != -100]].sum()
+        dist.all_reduce(weight)
+        # DDP averages gradients over ranks: the divisor is the global count over the number of ranks.
+        loss(parallel(x[rows]), y[rows], normalizer=weight / 2).backward()
+        gradients[name] = parallel.module.weight.grad
+    if rank == 0:
+        torch.save(gradients, results)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tmp_path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = tmp_path / "gradients.pt"
+    mp.spawn(gradients_of_a_rank, args=(port, str(results)), nprocs=2)
+    together = torch.load(results)
+    x, y = batch()
+    for name, loss in LOSSES.items():
+        alone = copy.deepcopy(model())
+        loss(alone(x), y).backward()
+        torch.testing.assert_close(together[name], alone.weight.grad)
