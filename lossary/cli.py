@@ -241,7 +241,9 @@ def _print_evidence(evidence: Any) -> None:
     from rich.table import Table
 
     metrics = list(dict.fromkeys(metric for arm in evidence.arms.values() for metric in arm))
-    listing = Table("", *metrics, box=None, header_style="bold")
+    listing = Table(box=None, header_style="bold")
+    for heading in ("", *metrics):
+        listing.add_column(heading, overflow="fold", min_width=7)
     for arm, measured in evidence.arms.items():
         cells = [f"{_mean(measured[metric]):.4g}" if metric in measured else "" for metric in metrics]
         listing.add_row(arm, *cells)

@@ -221,11 +221,12 @@ def test_class_weight_and_ignored_rows(spec: Registered) -> None:
     if spec.kind is not Kind.CLASSES:
         return
     weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+    smooth = {"label_smoothing": 0.0} if "label_smoothing" in spec.parameters else {}  # some smooth by default
     for input, target in shapes(spec):
-        rows = evaluate(spec, input, target, reduction="none")
-        weighted = evaluate(spec, input, target, weight=weight, reduction="none")
+        rows = evaluate(spec, input, target, reduction="none", **smooth)
+        weighted = evaluate(spec, input, target, weight=weight, reduction="none", **smooth)
         torch.testing.assert_close(weighted, weight[target] * rows)
-        mean = evaluate(spec, input, target, weight=weight)
+        mean = evaluate(spec, input, target, weight=weight, **smooth)
         torch.testing.assert_close(mean, weighted.sum() / weight[target].sum())
         ignored = torch.zeros(target.shape, dtype=torch.bool)
         ignored.view(-1)[::2] = True
@@ -326,12 +327,12 @@ def test_unseen_bad_label_is_nan(spec: Registered) -> None:
 def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
-    module = build(spec).double()
+    module = build(spec).double().eval()  # in training the state would move from call to call
     value = module(input, target)
-    torch.testing.assert_close(value, spec.function(input, target, **module.hyperparameters()))
+    torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         torch.testing.assert_close(twin(input, target), value)
-    fresh = build(spec).double()
+    fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
     torch.testing.assert_close(fresh(input, target), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -341,8 +342,32 @@ def test_module(spec: Registered) -> None:
     times = torch.arange(1.0, ROWS + 1)
     torch.testing.assert_close(
         module(input, target, sample_weight=times, normalizer=2.0),
-        spec.function(input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
+        evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
     )
+
+
+def test_state(spec: Registered) -> None:
+    """A state is a pure result: batched by vmap, carried in buffers, saved and restored, frozen in evaluation."""
+    if not spec.stateful:
+        return
+    input, target = sample(spec)
+    module = build(spec)
+    before = copy.deepcopy(module.state_dict())
+    module.eval()(input, target)
+    torch.testing.assert_close(module.state_dict(), before, equal_nan=True)
+    module.train()(input, target)
+    moved = module.state_dict()
+    assert any(not torch.equal(moved[name], before[name]) for name in before)
+    restored = build(spec)
+    restored.load_state_dict(moved)
+    torch.testing.assert_close(restored(input, target), module(input, target))
+    inputs = torch.stack([input, 2 * input])
+    together = torch.func.vmap(lambda z: spec.function(z, target))(inputs)
+    for member in range(2):
+        alone = spec.function(inputs[member], target)
+        torch.testing.assert_close(
+            [together[0][member], *(part[member] for part in together[1])], [alone[0], *alone[1]]
+        )
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -373,7 +398,8 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    return spec.function(input, target, **{**required, **options})
+    result = spec.function(input, target, **{**required, **options})
+    return result[0] if spec.stateful else result
 
 
 def continuous(spec: Registered) -> dict[str, Tensor]:

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+from lossary.classification.asymmetric import (
+    AdaptiveAsymmetricLoss,
+    AsymmetricLoss,
+    AsymmetricSoftmaxLoss,
+    AsymmetryState,
+    adaptive_asymmetric_loss,
+    asymmetric_loss,
+    asymmetric_softmax_loss,
+)
+from lossary.classification.focal import (
+    FocalLoss,
+    FocalStarLoss,
+    SigmoidFocalLoss,
+    focal_loss,
+    focal_star_loss,
+    prior_bias_,
+    sigmoid_focal_loss,
+)
 from lossary.classification.margin import (
     DeferredResampling,
     DeferredReweighting,
@@ -50,11 +68,23 @@ from lossary.classification.poly import (
     poly_cross_entropy_loss,
     poly_series_loss,
 )
+from lossary.classification.squentropy import (
+    RescaledSquareLoss,
+    SquentropyLoss,
+    rescaled_square_loss,
+    squentropy_loss,
+)
 
 __all__ = [
     "ActivePassiveLoss",
+    "AdaptiveAsymmetricLoss",
+    "AsymmetricLoss",
+    "AsymmetricSoftmaxLoss",
+    "AsymmetryState",
     "DeferredResampling",
     "DeferredReweighting",
+    "FocalLoss",
+    "FocalStarLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMHingeLoss",
     "LDAMLoss",
@@ -70,10 +100,18 @@ __all__ = [
     "Poly1SigmoidFocalLoss",
     "PolyCrossEntropyLoss",
     "PolySeriesLoss",
+    "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
+    "SigmoidFocalLoss",
+    "SquentropyLoss",
     "SymmetricCrossEntropyLoss",
     "active_passive_loss",
+    "adaptive_asymmetric_loss",
+    "asymmetric_loss",
+    "asymmetric_softmax_loss",
     "effective_number_weights",
+    "focal_loss",
+    "focal_star_loss",
     "generalized_cross_entropy_loss",
     "ldam_hinge_loss",
     "ldam_loss",
@@ -91,7 +129,11 @@ __all__ = [
     "poly1_sigmoid_focal_loss",
     "poly_cross_entropy_loss",
     "poly_series_loss",
+    "prior_bias_",
+    "rescaled_square_loss",
     "reverse_cross_entropy_loss",
+    "sigmoid_focal_loss",
+    "squentropy_loss",
     "subsample_long_tailed",
     "symmetric_cross_entropy_loss",
 ]

@@ -236,9 +236,17 @@ def _bundled() -> tuple[Candidate, ...]:
             "Asymmetric softmax",
             "easy negatives fade faster than positives",
             lambda output, target, parts: objectives.asymmetric_softmax_loss(
-                output, target, gamma_neg=parts["gamma_neg"], gamma_pos=parts["gamma_pos"], label_smoothing=0.0
+                output,
+                target,
+                gamma_neg=parts["gamma_neg"],
+                gamma_pos=parts["gamma_pos"],
+                label_smoothing=parts["label_smoothing"],
             ),
-            space=(Dimension("gamma_neg", 0.0, 4.0), Dimension("gamma_pos", 0.0, 2.0)),
+            space=(
+                Dimension("gamma_neg", 0.0, 4.0),
+                Dimension("gamma_pos", 0.0, 2.0),
+                Dimension("label_smoothing", 0.01, 0.3, log=True),
+            ),
             paper="asymmetric_loss",
         ),
         Candidate(

@@ -36,16 +36,18 @@ class Registered:
         example: Arguments that it cannot do without, given the number of classes.
         unbounded: Whether +inf is a legitimate value at extreme logits.
         exempt: Checks of the contract that it does not undergo, each with its reason.
+        stateful: Whether it returns ``(loss, new state)``.
         module: The class that remembers its hyperparameters, or None.
     """
 
     name: str
     family: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     kind: Kind
     example: Callable[[int], dict[str, Any]]
     unbounded: bool
     exempt: Mapping[str, str]
+    stateful: bool
     module: type[Objective] | None = None
 
     @property
@@ -54,7 +56,7 @@ class Registered:
         return tuple(inspect.signature(self.function).parameters)
 
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+Function = TypeVar("Function", bound=Callable[..., Any])
 _REGISTER: dict[str, Registered] = {}
 
 
@@ -64,6 +66,7 @@ def objective(
     example: Callable[[int], dict[str, Any]] = lambda num_classes: {},
     unbounded: bool = False,
     exempt: Mapping[str, str] | None = None,
+    stateful: bool = False,
 ) -> Callable[[Function], Function]:
     """Decorator that enters a pure objective in the register; see :class:`Registered` for the words."""
 
@@ -72,7 +75,7 @@ def objective(
         if name in _REGISTER:
             raise ValueError(f"{name} is registered twice: by {_REGISTER[name].function.__module__} and here.")
         family = function.__module__.split(".")[1]
-        _REGISTER[name] = Registered(name, family, function, kind, example, unbounded, dict(exempt or {}))
+        _REGISTER[name] = Registered(name, family, function, kind, example, unbounded, dict(exempt or {}), stateful)
         return function
 
     return enter
@@ -91,7 +94,7 @@ class Objective(nn.Module):
     ones (``nn.Parameter``) parameters, all else plain attributes.
     """
 
-    function: ClassVar[Callable[..., Tensor]]
+    function: ClassVar[Callable[..., Any]]
 
     def __init__(self, **hyperparameters: Any) -> None:
         super().__init__()
@@ -136,9 +139,10 @@ class Objective(nn.Module):
             sample_weight: One weight for each row.
             normalizer: Divisor of ``mean`` and ``sum`` in place of their own.
         """
-        return self.function(
+        value: Tensor = self.function(
             input, target, sample_weight=sample_weight, normalizer=normalizer, **self.hyperparameters()
         )
+        return value
 
     def extra_repr(self) -> str:
         """Hyperparameters as they would be written in the call."""

@@ -22,13 +22,22 @@ class Split(NamedTuple):
     y_test: Tensor
 
 
-def digits(train: int, seed: int) -> Split:
-    """Scikit-learn's 1,797 8x8 digits as float32 in [0, 1], split at random: ``train`` rows and the rest."""
+def digits(train: int, seed: int, *, stratified: bool = False) -> Split:
+    """Scikit-learn's 1,797 8x8 digits as float32 in [0, 1], split at random: ``train`` rows and the rest.
+
+    ``stratified`` gives every class its share of the training rows.
+    """
     from sklearn.datasets import load_digits
 
     x, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(x), generator=seeding.generator(seed, "split"))
     x, y = x[order].float() / 16, y[order].long()
+    if stratified:  # rank each row within its class, then take the lowest ranks of all
+        within = torch.zeros(len(y))
+        for label in range(10):
+            members = (y == label).nonzero()[:, 0]
+            within[members] = torch.arange(len(members)) / len(members)
+        x, y = x[within.argsort(stable=True)], y[within.argsort(stable=True)]
     return Split(x[:train], y[:train], x[train:], y[train:])
 
 

@@ -80,7 +80,7 @@ def reproduce(run: Run) -> Evidence:
     """
     counts = long_tailed_counts(85, 10, imbalance=42.5)
     for seed, arm in run.trials(run.pick(ARMS, ("CE", "LDAM-DRW, s=10"))):
-        data = digits(900, seed)
+        data = digits(900, seed, stratified=True)
         kept = subsample_long_tailed(data.y, counts, seeding.generator(seed, "tail"))
         model, loss, on_epoch = _method(arm, counts, seed, epochs := run.pick(EPOCHS, 10))
         fit(
@@ -116,7 +116,7 @@ def reproduce(run: Run) -> Evidence:
         for arm in ARMS
     ]
     y = {part: [run.mean(arm, part) for arm in shown] for part in ("head recall", "tail recall")}
-    series = Series("Head and tail", " | ".join(shown), "recall", range(len(shown)), y)
+    series = Series("Head and tail", " | ".join(shown), "recall", list(range(len(shown))), y)
     return run.conclude(series=[series], notes=notes)
 
 
