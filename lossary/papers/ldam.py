@@ -88,7 +88,7 @@ def reproduce(run: Run) -> Evidence:
             data.x[kept],
             data.y[kept],
             loss,
-            optimizer=torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4),
+            optimizer=torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, fused=True),
             epochs=epochs,
             batch_size=32,
             seed=seed,

@@ -53,7 +53,7 @@ def reproduce(run: Run) -> Evidence:
     for seed, arm in run.trials(list(ARMS)):
         data = digits(300, seed)
         model = mlp((64, 128, 128, 10), seed)
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
         epochs = run.pick(300, 10)
         fit(model, data.x, data.y, ARMS[arm], optimizer=optimizer, epochs=epochs, batch_size=64, seed=seed)
         with torch.no_grad():
@@ -93,7 +93,7 @@ def _table(name: str, loss: Loss, seed: int, epochs: int) -> tuple[float, float]
         scaler = StandardScaler().fit(x[train])
         inputs, outputs = (torch.from_numpy(scaler.transform(x[rows])).float() for rows in (train, test))
         model = _wide(inputs.shape[1], logits.shape[1], seeding.derive(seed, fold))
-        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, fused=True)
         target = torch.from_numpy(y[train])
         fit(model, inputs, target, loss, optimizer=optimizer, epochs=epochs, batch_size=len(train), seed=seed)
         with torch.no_grad():
