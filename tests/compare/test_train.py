@@ -242,7 +242,6 @@ def test_batches_are_full_and_equal_in_number_for_all_folds():
     candidate = dataclasses.replace(CROSS_ENTROPY, objective=spy)
     for batch_size, steps, rows in ((16, 4, 16), (1000, 1, 75)):
         training = dataclasses.replace(TRAINING, batch_size=batch_size, max_epochs=2, patience=2)
-        vmap_refuses(candidate, training)
         sizes.clear()
         train_stack(candidate, folds, members, training)
         probe, *real = sizes
