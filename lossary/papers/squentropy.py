@@ -58,7 +58,7 @@ def reproduce(run: Run) -> Evidence:
         fit(model, data.x, data.y, ARMS[arm], optimizer=optimizer, epochs=epochs, batch_size=64, seed=seed)
         with torch.no_grad():
             logits = model(data.x_test)
-        tables = [_table(name, ARMS[arm], seed, run.pick(200, 5)) for name in TABLES]
+        tables = [_table(name, ARMS[arm], seed, run.pick(100, 5)) for name in TABLES]
         run.record(
             arm,
             accuracy=accuracy(logits, data.y_test),

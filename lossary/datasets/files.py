@@ -1,0 +1,156 @@
+"""Files that are what they claim to be: from a folder, from the cache, or downloaded into it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from lossary.core.errors import UserError
+from lossary.datasets.packing import file_digest
+
+if TYPE_CHECKING:
+    import requests
+
+FILES = "https://raw.githubusercontent.com"
+ARCHIVES = "https://codeload.github.com"
+_TIMEOUT = 30  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and where it is published: on GitHub, at a commit.
+
+    Attributes:
+        name: Its name on disk.
+        repository: ``owner/name`` on GitHub.
+        commit: The full hash of the commit.
+        sha256: What ``digest`` gives for the true file.
+        path: Its path in the repository, if that is not its name.
+        pack: For a file made of many: writes it, given the zip archive of the commit.
+        digest: The checksum: of the bytes, or of the contents where the bytes vary with the library that packed them.
+    """
+
+    name: str
+    repository: str
+    commit: str
+    sha256: str
+    path: str | None = None
+    pack: Callable[[Path, Path], None] | None = None
+    digest: Callable[[Path], str] = file_digest
+
+    @property
+    def url(self) -> str:
+        """Where it (or the archive that it is packed from) is downloaded from; ``LOSSARY_MIRROR`` replaces the host."""
+        mirror = os.environ.get("LOSSARY_MIRROR", "").rstrip("/")
+        if self.pack:
+            return f"{mirror or ARCHIVES}/{self.repository}/zip/{self.commit}"
+        return f"{mirror or FILES}/{self.repository}/{self.commit}/{self.path or self.name}"
+
+
+def locate(files: Sequence[File]) -> list[Path]:
+    """Find the files on disk, verified: in ``LOSSARY_DATA`` if that is set, else in the cache, downloaded if need be.
+
+    Raises:
+        UserError: A file is missing, altered, or cannot be downloaded or stored.
+    """
+    if folder := os.environ.get("LOSSARY_DATA"):
+        return [_from_folder(file, Path(folder)) for file in files]
+    return _from_cache(files) if files else []
+
+
+def _from_folder(file: File, folder: Path) -> Path:
+    path = folder / file.name
+    if not path.is_file():
+        raise UserError(
+            f"LOSSARY_DATA={folder} has no {file.name}. Put it there, or unset LOSSARY_DATA to download it."
+        )
+    if not _intact(file, path):
+        raise UserError(
+            f"{path} is not the published file (wrong checksum). Replace it, or unset LOSSARY_DATA to download it."
+        )
+    return path
+
+
+def _from_cache(files: Sequence[File]) -> list[Path]:
+    import pooch
+
+    cache = Path(pooch.os_cache("lossary"))
+    try:
+        if missing := [file for file in files if not _intact(file, cache / file.name)]:
+            cache.mkdir(parents=True, exist_ok=True)
+            # Beside the final place: a rename is atomic, so no half-made file is ever seen under a final name.
+            with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
+                _download(missing, Path(folder), cache)
+    except OSError as error:
+        raise UserError(
+            f"Could not store data in {cache}: {error.strerror or error}. Make room or set XDG_CACHE_HOME."
+        ) from error
+    return [cache / file.name for file in files]
+
+
+def _download(files: Sequence[File], folder: Path, cache: Path) -> None:
+    downloads = {url: folder / f"download-{number}" for number, url in enumerate(dict.fromkeys(f.url for f in files))}
+    for url, download in downloads.items():
+        _get(url, download)
+    made = {file: _verified(file, downloads[file.url], folder) for file in files}
+    for file, path in made.items():
+        path.replace(cache / file.name)
+
+
+def _get(url: str, download: Path) -> None:
+    import pooch
+    import requests
+
+    pooch.get_logger().info(f"Downloading {url}")
+    try:
+        pooch.HTTPDownloader(timeout=_TIMEOUT)(url, str(download), None)
+    except requests.RequestException as error:
+        raise UserError(
+            f"Could not download {url}: {_reason(error, url)}. "
+            "Try again, or set LOSSARY_DATA to a folder that holds the file."
+        ) from error
+
+
+def _reason(error: requests.RequestException, url: str) -> str:
+    import requests
+
+    if error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off before the end"
+    if isinstance(error, requests.ConnectionError | requests.Timeout):
+        return f"no connection to {urlsplit(url).netloc}"
+    return str(error)
+
+
+def _verified(file: File, download: Path, folder: Path) -> Path:
+    path = download
+    damage: Exception | None = None
+    if file.pack:
+        path = folder / file.name
+        try:
+            file.pack(download, path)
+        except Exception as error:  # what a damaged archive raises is up to its parser
+            if isinstance(error, UserError) or getattr(error, "errno", None):  # but a full disk is no damage
+                raise
+            damage = error
+    if damage or not _intact(file, path):
+        raise UserError(
+            f"What {file.url} sent is not the published {file.name} (wrong checksum), and was thrown away. "
+            "Try again, or set LOSSARY_DATA to a folder that holds the file."
+        ) from damage
+    return path
+
+
+def _intact(file: File, path: Path) -> bool:
+    try:
+        return path.is_file() and file.digest(path) == file.sha256
+    except UserError:
+        raise
+    except Exception:  # unreadable, or not even of its format
+        return False
