@@ -139,10 +139,13 @@ def datasets() -> None:
 
     from lossary import datasets as sets
 
-    listing = Table("name", "what", "rows", "licence", "from", box=None, header_style="bold")
+    listing = Table(box=None, header_style="bold")
+    listing.add_column("name", no_wrap=True)
+    for heading in ("what", "rows", "kind", "from"):
+        listing.add_column(heading)
     for name in sets.names():
         entry = sets.describe(name)
-        listing.add_row(name, entry.description, f"{entry.rows:,}", entry.licence, entry.origin)
+        listing.add_row(name, entry.description, f"{entry.rows:,}", entry.kind, entry.origin)
     console.print(listing)
 
 

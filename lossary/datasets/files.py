@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -88,7 +89,8 @@ def _from_cache(files: Sequence[File]) -> list[Path]:
                 _download(missing, Path(folder), cache)
     except OSError as error:
         raise UserError(
-            f"Could not store data in {cache}: {error.strerror or error}. Make room or set XDG_CACHE_HOME."
+            f"Could not store data in {cache}: {error.strerror or error}. "
+            "Mend that, or set LOSSARY_DATA to a folder that holds the files."
         ) from error
     return [cache / file.name for file in files]
 
@@ -136,7 +138,9 @@ def _verified(file: File, download: Path, folder: Path) -> Path:
         try:
             file.pack(download, path)
         except Exception as error:  # what a damaged archive raises is up to its parser
-            if isinstance(error, UserError) or getattr(error, "errno", None):  # but a full disk is no damage
+            if (
+                isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC
+            ):  # a full disk is no damage
                 raise
             damage = error
     if damage or not _intact(file, path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -36,8 +37,10 @@ def read_speeches(path: Path) -> pd.DataFrame:
     """Read a play, one row a speech: ``speaker``, ``speech``."""
     import pandas as pd
 
-    speeches = (part.partition(":\n") for part in path.read_text(encoding="utf-8").strip().split("\n\n"))
-    return pd.DataFrame([(speaker, speech) for speaker, _, speech in speeches], columns=["speaker", "speech"])
+    parts = re.split(r"\n{2,}", path.read_text(encoding="utf-8").strip())
+    speeches = (part.partition("\n") for part in parts)
+    rows = [(speaker.removesuffix(":"), speech) for speaker, _, speech in speeches]
+    return pd.DataFrame(rows, columns=["speaker", "speech"])
 
 
 def read_reviews(path: Path) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class Entry:
         licence: As stated where it is published.
         target: The column that is usually predicted, several for multi-label data, None where there is none.
         read: Makes the DataFrame from the verified files.
-        files: None for bundled data.
+        files: What it is read from; empty for bundled data.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Entry:
     files: tuple[File, ...] = ()
 
     @property
-    def bundled(self) -> bool:
-        """Whether it needs neither network nor files."""
-        return not self.files
+    def origin(self) -> Literal["bundled", "download"]:
+        """Whether it comes with scikit-learn or needs files."""
+        return "download" if self.files else "bundled"
 
     @property
-    def origin(self) -> str:
-        """Where it comes from."""
-        return f"github.com/{self.files[0].repository}" if self.files else "bundled (scikit-learn)"
+    def source(self) -> str:
+        """Its public home."""
+        return f"https://github.com/{self.files[0].repository}" if self.files else "https://scikit-learn.org"
 
 
 _COMMITS = {

@@ -150,9 +150,7 @@ def test_a_packed_file_is_told_by_its_contents(server: Server, cache: Path, tmp_
     pack_spoken_digits(tmp_path / "archive.zip", tmp_path / "packed.parquet")
     digest = table_digest(tmp_path / "packed.parquet")
     server.bodies[ARCHIVE_ADDRESS] = body
-    spoken = File(
-        "spoken.parquet", "owner/data", "abc123", digest, pack=pack_spoken_digits, digest=table_digest
-    )
+    spoken = File("spoken.parquet", "owner/data", "abc123", digest, pack=pack_spoken_digits, digest=table_digest)
     assert locate([spoken]) == [cache / "spoken.parquet"]
 
     server.bodies[ARCHIVE_ADDRESS] = archive(**{"recordings/3_ann_0.wav": b"RIFX"})
