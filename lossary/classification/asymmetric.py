@@ -291,9 +291,9 @@ def adaptive_asymmetric_loss(
     entries = label_entries(input, target, sample_weight=sample_weight)
     loss = _asymmetric(entries, gamma_neg, gamma_pos, clip, detach_focusing)
     gap = _probability_gap(entries)
-    gamma = torch.as_tensor(gamma_neg, dtype=gap.dtype, device=gap.device).detach()
+    gamma = torch.as_tensor(gamma_neg, dtype=gap.dtype, device=gap.device)
     moved = (gamma + step_size * (target_gap - gap)).clamp(min=0)
-    state = AsymmetryState(torch.where(gap.isnan(), gamma, moved), gap)
+    state = AsymmetryState(torch.where(gap.isnan(), gamma, moved).detach(), gap)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer), state
 
 
@@ -382,8 +382,7 @@ def _asymmetric(
     y, log_p, log_not_p = entries.target, entries.log_p(), entries.log_not_p()
     margin = torch.as_tensor(clip, dtype=y.dtype, device=y.device)
     p = log_p.exp()
-    # p that underflows joins the clipped ones, so that a clip of 0 meets no logarithm of 0.
-    clipped = p <= margin.clamp(min=torch.finfo(p.dtype).tiny)
+    clipped = p <= margin
     log_p_m = torch.where(clipped, -torch.inf, torch.where(clipped, 1.0, p - margin).log())
     log_not_p_m = torch.where(clipped, 0.0, logaddexp(log_not_p, margin.log()))
     log_base = logaddexp(y.log() + log_not_p, torch.log1p(-y) + log_p_m)
@@ -396,11 +395,12 @@ def _asymmetric(
 def _probability_gap(entries: LabelEntries) -> Tensor:
     """Mean of p over positives less mean of 1 - p over negatives, without gradient; NaN where one side is missing."""
     y, p = entries.target.detach(), entries.logits.detach().sigmoid()
-    truth, total = (
-        [entries.reduce(values, reduction="sum", normalizer=None) for values in sides]
-        for sides in ((y * p, (1 - y) * (1 - p)), (y, 1 - y))
-    )
-    return truth[0] / total[0] - truth[1] / total[1]
+
+    def mean(values: Tensor, share: Tensor) -> Tensor:
+        total, count = (entries.reduce(x, reduction="sum", normalizer=None) for x in (share * values, share))
+        return total / count
+
+    return mean(p, y) - mean(1 - p, 1 - y)
 
 
 def _check_ranges(gamma_neg: Tensor | float, gamma_pos: Tensor | float, clip: Tensor | float = 0.0) -> None:

@@ -367,7 +367,7 @@ def poly1_focal_loss(
     log_miss = rows.log_miss()
     focal = product(exp_scaled(log_miss, gamma), -rows.log_p())
     if alpha is not None:
-        focal = rows.per_class(alpha) * focal
+        focal = product(rows.per_class(alpha), focal)
     loss = rows.expect(focal + epsilon * exp_scaled(log_miss, gamma + 1))
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
@@ -463,7 +463,7 @@ def poly1_sigmoid_focal_loss(
     log_miss = entries.log_miss()
     focal = product(exp_scaled(log_miss, gamma), entries.mix(-entries.log_p(), -entries.log_not_p()))
     if alpha is not None:
-        focal = entries.mix(alpha, 1 - alpha) * focal
+        focal = product(entries.mix(alpha, 1 - alpha), focal)
     loss = focal + epsilon * exp_scaled(log_miss, gamma + 1)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)
 

@@ -72,7 +72,7 @@ def objective(
 
     def enter(function: Function) -> Function:
         name = function.__name__
-        if name in _REGISTER:
+        if name in _REGISTER and _REGISTER[name].function.__module__ != function.__module__:  # a re-import may repeat
             raise ValueError(f"{name} is registered twice: by {_REGISTER[name].function.__module__} and here.")
         family = function.__module__.split(".")[1]
         _REGISTER[name] = Registered(name, family, function, kind, example, unbounded, dict(exempt or {}), stateful)

@@ -78,7 +78,7 @@ def reproduce(run: Run) -> Evidence:
         with torch.no_grad():
             at_start = _loss(None, 0.0)(model(train.images[:20]), train.target[:20]).item()
         optimizer = torch.optim.Adam(model.parameters(), 2e-3, fused=True)
-        epochs = run.pick(15, 2)
+        epochs = run.pick(40, 2)
         fit(
             model,
             train.images,
