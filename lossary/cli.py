@@ -101,7 +101,7 @@ def compare(
     folder = out or Path(f"lossary-compare-{table.name}")
     with TerminalProgress(console) as progress:
         comparison = compare_table(table, options, out=folder, fresh=fresh, progress=progress, started=started)
-    print_summary(comparison, console)
+    print_summary(comparison, console, report=folder / "report.html")
 
 
 @app.command()
@@ -265,7 +265,7 @@ def _print_evidence(evidence: Any) -> None:
 
 
 def _mean(values: Any) -> float:
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 def _coloured(verdict: str) -> str:

@@ -419,7 +419,7 @@ def long_tailed_counts(
     """Class counts of a long-tailed profile.
 
     Args:
-        n_max: Count of the most frequent class, the first.
+        n_max: Count of the most frequent class, the first; at least 1.
         num_classes: Number of classes, at least 2.
         imbalance: Ratio of the largest to the smallest count, at least 1.
         kind: ``exp`` falls geometrically; ``step`` has the first half at ``n_max`` and the rest at the smallest.
@@ -437,6 +437,7 @@ def long_tailed_counts(
     Source:
         Cao et al. (NeurIPS 2019, arXiv 1906.07413), section 4.
     """
+    check_in_range("n_max", n_max, 1)
     check_in_range("num_classes", num_classes, 2)
     check_in_range("imbalance", imbalance, 1)
     if kind == "exp":
@@ -463,7 +464,7 @@ def subsample_long_tailed(
         Sorted indices ``(sum of counts,)`` int64.
 
     Raises:
-        ValueError: A class has fewer examples than asked for.
+        ValueError: A class has fewer examples than asked for, or a count is negative.
 
     Example:
         >>> subsample_long_tailed(torch.tensor([0, 0, 1, 1]), [2, 1], torch.Generator().manual_seed(0))
@@ -472,7 +473,7 @@ def subsample_long_tailed(
     kept = []
     for label, count in enumerate(counts):
         members = (target == label).nonzero().squeeze(1)
-        if len(members) < count:
+        if not 0 <= count <= len(members):
             raise ValueError(f"counts wants {int(count)} examples of class {label}; target has {len(members)}.")
         kept.append(members[torch.randperm(len(members), generator=generator)[: int(count)]])
     return torch.cat(kept).sort().values

@@ -736,8 +736,8 @@ def symmetric_cross_entropy_loss(
     Args:
         input: Logits.
         target: Class indices.
-        alpha: Coefficient of cross-entropy.
-        beta: Coefficient of reverse cross-entropy.
+        alpha: Coefficient of cross-entropy, at least 0.
+        beta: Coefficient of reverse cross-entropy, at least 0.
         log_zero: What stands for log 0; negative.
         weight: Class weights of the label.
         ignore_index: Label of rows that count for nothing.
@@ -766,6 +766,8 @@ def symmetric_cross_entropy_loss(
         Wang et al.: Symmetric Cross Entropy for Robust Learning with Noisy Labels (ICCV 2019, arXiv 1908.06112),
         equation 6.
     """
+    check_in_range("alpha", alpha, 0.0)
+    check_in_range("beta", beta, 0.0)
     check_in_range("log_zero", log_zero, -float("inf"), 0.0, low_open=True, high_open=True)
     rows = _rows(input, target, weight, ignore_index, sample_weight)
     return _reduce(
@@ -843,7 +845,7 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    focal = product(exp_scaled(rows.log_miss_of_all(), gamma), rows.log_softmax())
+    focal = product(exp_scaled(rows.log_miss_of_all(), gamma), _log_p(rows))
     return rows.at_label(focal) / focal.sum(rows.dim)
 
 
