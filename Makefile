@@ -8,7 +8,7 @@ DATA ?= breast_cancer
 
 compare: $(VENV)/ready
 	@echo "== Comparing objectives on the bundled data set $(DATA) =="
-	@$(BIN)/lossary compare $(DATA)
+	@$(BIN)/lossary compare $(DATA) --budget 150s
 
 test: lint
 	@echo "== Tests (make test-all adds the long ones) =="

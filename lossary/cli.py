@@ -33,9 +33,10 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept: the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # how Typer ends on Ctrl-C
+            print("\nStopped. What was finished is kept: the same command goes on from there.", file=sys.stderr)
+        raise
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """``best/``: the recommended objective trained on all rows, as three files that hold data and no code.
 
 ``model.safetensors`` holds the weights of the members (one for each inner fold), ``preprocess.skops`` their fitted
-preprocessors, ``manifest.json`` everything else: columns, classes, calibrators, decision rule. Nothing is pickled;
-skops may load Lossary's and NumPy's types of a fixed list and scikit-learn's own, whatever the file says of itself. Checksums
-find damage and mixed-up files; they do not prove who wrote them.
+preprocessors, ``manifest.json`` everything else: columns, classes, calibrators, decision rule. Nothing is pickled.
+Skops may load Lossary's and NumPy's types of a fixed list and scikit-learn's own, whatever the file says of itself.
+Checksums find damage and mixed-up files; they do not prove who wrote them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FEW = 20
 """Validation rows of a class under which no parameter of a class is fitted."""
 PENALTY = 1.0
 """Weight of (log scale)^2 / 2 and bias^2 / 2 beside the summed log-loss: the pull of about one row."""
-STEPS, FINAL_STEPS = 10, 100
+STEPS, FINAL_STEPS = 8, 100
 """Steps of a fit within training, and of the final one."""
 KNOT_CLIP = 1e-4
 

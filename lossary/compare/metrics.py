@@ -153,18 +153,18 @@ def evaluate(
 
 
 def ece(log_probabilities: Array, target: Array, *, task: Task, bins: int = BINS) -> float:
-    """Expected calibration error of the top label over equal-width bins; multi-label: of each label, averaged."""
+    """Expected calibration error over equal-width bins.
+
+    Binned is the probability of the most likely class; multi-label, over all labels together, the probability of a yes.
+    """
     probability = np.exp(log_probabilities)
     if task == "multilabel":
-        columns = [(np.maximum(p, 1 - p), (p > 0.5) == (y > 0.5)) for p, y in zip(probability.T, target.T, strict=True)]
+        confidence, right = probability.ravel(), target.ravel()
     else:
-        columns = [(probability.max(1), probability.argmax(1) == target)]
-    errors = []
-    for confidence, right in columns:
-        place = np.minimum((confidence * bins).astype(int), bins - 1)
-        gap = np.bincount(place, confidence - right, minlength=bins)
-        errors.append(np.abs(gap).sum() / len(confidence))
-    return float(np.mean(errors))
+        confidence, right = probability.max(1), probability.argmax(1) == target
+    place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
+    gap = np.bincount(place, confidence - right, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
 
 
 def stacked_criterion(metric: str, logits: Tensor, target: Tensor, *, task: Task, calibrate: str) -> Tensor:

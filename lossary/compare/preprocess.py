@@ -51,7 +51,7 @@ def make_preprocessor(features: pd.DataFrame) -> Pipeline:
     """
     names: dict[Kind, list[str]] = {"number": [], "category": [], "date": []}
     for name in features:
-        names[column_kind(features[name])].append(name)
+        names[column_kind(features[name])].append(str(name))
     encoder = OneHotEncoder(
         handle_unknown="infrequent_if_exist",
         min_frequency=_RARE,
@@ -89,7 +89,9 @@ def to_kind(column: pd.Series[Any], kind: Kind) -> pd.Series[Any]:
     if kind == "category":
         return _by_value(column, _words)
     if kind == "number":
-        return _finite(column.astype(np.float64) if column_kind(column) == "number" else _numbers_or_error(column))
+        return _finite(
+            column.astype(np.float64) + 0.0 if column_kind(column) == "number" else _numbers_or_error(column)
+        )
     dates = read_dates(column)
     odd = column[dates.isna() & column.notna() & ~column.isin(MISSING)]
     if len(odd) > (1 - DATES) * max(int(column.notna().sum()), 1):
@@ -185,7 +187,7 @@ class DateParts(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         parts: list[pd.Series[Any]] = []
         for _, date in x.items():
             days = (date - pd.Timestamp(0)) / pd.Timedelta(days=1)
-            parts += [date.dt.year, date.dt.month, date.dt.day, date.dt.dayofweek, date.dt.hour, days]
+            parts += [date.dt.year, date.dt.month, date.dt.day, date.dt.day_of_week, date.dt.hour, days]
         return np.stack([part.to_numpy(np.float64, na_value=np.nan) for part in parts], axis=1)
 
 
@@ -217,7 +219,7 @@ def _words(values: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | np.floating) and value.is_integer():
         return str(int(value))
     return str(value).strip()
 
@@ -227,7 +229,8 @@ def _numbers_or_error(column: pd.Series[Any]) -> pd.Series[Any]:
     odd = column[numbers.isna() & column.notna() & ~column.isin(MISSING_NUMBERS)]
     if len(odd):
         raise UserError(
-            f"The column {str(column.name)!r} holds {odd.iloc[0]!r} (row {odd.index[0] + 1}); wanted a number, or nothing."
+            f"The column {str(column.name)!r} holds {odd.iloc[0]!r} (row {odd.index[0] + 1}); "
+            f"wanted a number, or nothing."
         )
     return numbers
 

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+
+from lossary.compare.candidates import get_candidate
 from lossary.compare.judge import Judgement, Verdict
 from lossary.compare.load import Table
 from lossary.compare.metrics import METRICS
-
-from lossary.compare.candidates import get_candidate
 from lossary.compare.options import Options, Task
 from lossary.compare.plan import Plan
 from lossary.compare.results import CandidateResult, Comparison

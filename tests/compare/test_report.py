@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from lossary.compare.metrics import METRICS, ece
 
 from lossary.compare import report, wording
 from lossary.compare.candidates import get_candidate
+from lossary.compare.metrics import METRICS, ece
 from lossary.compare.report import figures
 from lossary.compare.report.curves import objective_curves
 from lossary.compare.results import Comparison

@@ -30,12 +30,14 @@ def samples(shape: tuple[int, ...], kind: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("shape", "kind", "weighted", "smoothing", "reduction"),
-    itertools.product(
-        [(7, 4), (5, 3, 2), (2, 3, 2, 4), (6,)],
-        ["index", "probability"],
-        [False, True],
-        [0.0, 0.1, 1.0],
-        ["none", "mean", "sum"],
+    list(
+        itertools.product(
+            [(7, 4), (5, 3, 2), (2, 3, 2, 4), (6,)],
+            ["index", "probability"],
+            [False, True],
+            [0.0, 0.1, 1.0],
+            ["none", "mean", "sum"],
+        )
     ),
 )
 def test_equals_torch(shape, kind, weighted, smoothing, reduction) -> None:
