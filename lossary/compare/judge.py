@@ -121,12 +121,31 @@ def judge(
             best[name],
             math.nan if name == baseline else detectable_difference(differences, folds=folds, comparisons=len(others)),
         )
-    worthy = [v for v in verdicts.values() if v.verdict == "better" and v.difference >= worth]
-    recommended = max(worthy, key=lambda verdict: verdict.difference).name if worthy else baseline
-    tied = _tied(scores, recommended, others, folds, sign) if worthy else ()
+    improvements = {name: sign * (np.asarray(scores[name]) - scores[baseline]) for name in others}
+    recommended = recommend(improvements, folds=folds, worth=worth) or baseline
+    tied = _tied(scores, recommended, others, folds, sign) if recommended != baseline else ()
     detectable = min((v.detectable for v in verdicts.values() if not math.isnan(v.detectable)), default=math.nan)
     sentence = _sentence(verdicts, recommended, baseline, tied, splits)
     return Judgement(verdicts, recommended, tied, sentence, detectable)
+
+
+def recommend(improvements: Mapping[str, Array], *, folds: int, worth: float) -> str | None:
+    """The candidate to use instead of the baseline, or None.
+
+    Of those whose interval lies above zero and whose mean improvement is worth it, the one that improves most.
+
+    Args:
+        improvements: For each candidate its improvements over the baseline by split ``(J,)``.
+        folds: Outer folds.
+        worth: Smallest improvement that is worth a recommendation.
+    """
+    means = {name: float(np.mean(values)) for name, values in improvements.items()}
+    worthy = [
+        name
+        for name, values in improvements.items()
+        if means[name] >= worth and interval(values, folds=folds, comparisons=len(improvements))[0] > 0
+    ]
+    return max(worthy, key=means.__getitem__, default=None)
 
 
 def corrected_standard_error(differences: Array, folds: int) -> float:

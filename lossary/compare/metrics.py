@@ -213,20 +213,19 @@ def _value(
         return float(np.square(p - indicator).mean() if multilabel else np.square(p - indicator).sum(1).mean())
     if name == "accuracy":
         return float((decisions == target).mean()) if multilabel else float(sk.accuracy_score(target, decisions))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        chosen = decisions.astype(np.int64) if multilabel else np.eye(p.shape[1], dtype=np.int64)[decisions]
-        if name == "balanced_accuracy":
-            if multilabel:
-                return _mean(sk.balanced_accuracy_score(indicator[:, c], chosen[:, c]) for c in present)
-            return float(sk.balanced_accuracy_score(target, decisions))
-        if name == "f1":
-            labels = np.flatnonzero(indicator.sum(0) > 0)
-            return _mean(sk.f1_score(indicator[:, c], chosen[:, c], zero_division=0.0) for c in labels)
+    if name in ("auroc", "average_precision"):
         score = sk.roc_auc_score if name == "auroc" else sk.average_precision_score
-        if task == "binary":
-            present = present[present == 1]
-        return _mean(score(indicator[:, c], p[:, c]) for c in present)
+        columns = present[present == 1] if task == "binary" else present
+        return _mean(score(indicator[:, c], p[:, c]) for c in columns)
+    if name == "balanced_accuracy" and not multilabel:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+            return float(sk.balanced_accuracy_score(target, decisions))
+    chosen = decisions.astype(np.int64) if multilabel else np.eye(p.shape[1], dtype=np.int64)[decisions]
+    if name == "balanced_accuracy":
+        return _mean(sk.balanced_accuracy_score(indicator[:, c], chosen[:, c]) for c in present)
+    with_rows = np.flatnonzero(indicator.sum(0) > 0)
+    return _mean(sk.f1_score(indicator[:, c], chosen[:, c], zero_division=0.0) for c in with_rows)
 
 
 def _mean(values: Iterable[float]) -> float:

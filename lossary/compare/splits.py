@@ -64,7 +64,7 @@ def make_splits(table: Table, *, folds: int, repeats: int, seed: int, row_cap: i
     """
     units = row_units(table)
     if (found := len(np.unique(units))) < folds:
-        raise UserError(f"There are {found} {_name_of_units(table)} for {folds} folds. Use --folds {max(found, 2)}.")
+        raise UserError(_too_few(table, found, folds))
     everything = np.arange(len(table.target))
     three = _is_small(len(everything) * (folds - 1) // folds, row_cap)
     splits = []
@@ -82,7 +82,9 @@ def final_split(table: Table, *, seed: int, row_cap: int | None = None) -> Split
     """The split of ``best/``: all rows for training, none for test; index, repeat and fold are -1."""
     train = _thinned(np.arange(len(table.target)), table, row_cap, derive(seed, "cap", -1))
     three = _is_small(len(train), row_cap)
-    return Split(-1, -1, -1, train, np.arange(0), _inner(train, table, row_units(table), three, derive(seed, "inner", -1)))
+    return Split(
+        -1, -1, -1, train, np.arange(0), _inner(train, table, row_units(table), three, derive(seed, "inner", -1))
+    )
 
 
 def row_units(table: Table) -> Rows:
@@ -105,10 +107,7 @@ def row_units(table: Table) -> Rows:
 def _inner(train: Rows, table: Table, units: Rows, three: bool, seed: int) -> tuple[Pair, ...]:
     parts = min(3 if three else 5, len(np.unique(units[train])))
     if parts < (3 if three else 2):
-        raise UserError(
-            f"Of {len(train)} training rows all lie in {parts} {_name_of_units(table)}: none are left to validate on.\n"
-            f"Use more --folds{', or another --groups' if table.groups is not None else ''}."
-        )
+        raise UserError(_too_few(table, len(np.unique(units)), 4))
     part = _deal(_indicators(table)[train], units[train], parts, seed)
     pairs = [(train[part != number], train[part == number]) for number in range(parts)]
     if not three:  # units may be large: of the parts, the one nearest to a fifth
@@ -150,7 +149,7 @@ def _deal(labels: npt.NDArray[Any], units: Rows, parts: int, seed: int) -> Rows:
             waiting, wanted, weight = waiting[counts[waiting, label] > 0], lack[:, label], counts[:, label]
             left -= counts[waiting].sum(axis=0)
         else:
-            wanted, weight = room, size
+            wanted, weight = room, size.astype(np.float64)
         alike = (size[waiting] == 1) & (counts[waiting].sum(axis=1) <= 1)
         others = waiting[~alike]
         for one in others[np.argsort(-weight[others], kind="stable")]:
@@ -171,7 +170,7 @@ def _deal(labels: npt.NDArray[Any], units: Rows, parts: int, seed: int) -> Rows:
 
 
 def _thinned(rows: Rows, table: Table, cap: int | None, seed: int) -> Rows:
-    """At most ``cap`` rows, in proportion to the labels but with ``KEPT`` rows of each class, or each label's yes and no."""
+    """At most ``cap`` rows, in proportion to the labels, but ``KEPT`` rows of each class or each label's yes and no."""
     if cap is None or len(rows) <= cap:
         return rows
     rows = np.random.default_rng(seed).permutation(rows)
@@ -212,6 +211,14 @@ def _lacks(table: Table, units: Rows, label: int) -> str:
     return (
         f"A training part would miss the {what} {table.class_names[label]!r}: its {int(has.sum())} rows lie in "
         f"{found} {_name_of_units(table)}.\nUse fewer {', or '.join(remedies)}."
+    )
+
+
+def _too_few(table: Table, found: int, wanted: int) -> str:
+    if table.groups is None:
+        return f"The features tell only {found} kinds of rows apart, too few for splits; wanted {wanted}. Add features."
+    return (
+        f"There are {found} groups of rows, too few for splits; wanted {wanted}. Use fewer --folds, or other --groups."
     )
 
 
