@@ -64,12 +64,12 @@ def _identifiers(features: pd.DataFrame, distinct: dict[str, int], grouped: bool
     if unique:
         sentences.append(
             f"{_have(unique)} a different value in every row, as identifiers do; "
-            "a model learns nothing from that which holds for new rows: consider leaving it out."
+            f"nothing learnt from that holds for new rows: consider leaving {_it(unique)} out."
         )
     if repeating and not grouped:
         sentences.append(
             f"{_have(repeating)} the name of an identifier, and values that repeat: if rows with the same value "
-            f"belong together, give --groups {repeating[0]}, or scores flatter; if not, leave it out."
+            f"belong together, give --groups {repeating[0]}, or scores flatter; if not, leave {_it(repeating)} out."
         )
     return sentences
 
@@ -104,20 +104,21 @@ def _leaks(features: pd.DataFrame, target: Target, distinct: dict[str, int]) -> 
     for what, label in labels.items():
         if np.unique(label, return_counts=True)[1].min() < 4:
             continue
-        found = [name for name in values if _alone(values[name], label) > LEAK]
+        halves = list(StratifiedKFold(2, shuffle=True, random_state=0).split(label, label))
+        found = [name for name in values if _alone(values[name], label, halves) > LEAK]
         if found:
             predicts = "alone predicts" if len(found) == 1 else "each alone predict"
             sentences.append(
                 f"{_columns(found)} {predicts} the {what} almost without error: is that known before the target is? "
-                "If not, leave it out."
+                f"If not, leave {_it(found)} out."
             )
     return sentences
 
 
-def _alone(values: Array, label: Array) -> float:
-    """Balanced accuracy of a tree on one feature, two-fold cross-validated."""
+def _alone(values: Array, label: Array, folds: Sequence[tuple[Array, Array]]) -> float:
+    """Balanced accuracy of a tree on one feature, cross-validated."""
     guess = np.empty_like(label)
-    for train, test in StratifiedKFold(2, shuffle=True, random_state=0).split(values, label):
+    for train, test in folds:
         tree = DecisionTreeClassifier(min_samples_leaf=2, max_depth=8, random_state=0).fit(values[train], label[train])
         guess[test] = tree.predict(values[test])
     return float(balanced_accuracy_score(label, guess))
@@ -160,6 +161,10 @@ def _duplicates(features: pd.DataFrame) -> list[str]:
 def _columns(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return f"Column{'s' if len(names) > 1 else ''} {shown}"
+
+
+def _it(names: Sequence[str]) -> str:
+    return "them" if len(names) > 1 else "it"
 
 
 def _have(names: Sequence[str]) -> str:

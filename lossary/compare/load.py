@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lossary import datasets
 from lossary.compare.concerns import concerns
 from lossary.compare.features import typed_features
 from lossary.compare.options import Task
@@ -97,6 +98,12 @@ def load_table(
         name, frame, targets = _bundled(str(data), targets)
     else:
         path = Path(data)
+        if not path.suffix and not path.exists():
+            near = difflib.get_close_matches(path.name.lower(), datasets.names(), n=2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(
+                f"{str(data)!r} is neither a file nor a bundled data set.{hint}\n`lossary datasets` lists those."
+            )
         name, frame = path.name[: len(path.name) - len(suffix_of(path))], read_frame(path, names=targets)
     return _table(name, frame, targets, task=task, groups=groups, merge_rare=merge_rare, folds=folds)
 
@@ -150,14 +157,10 @@ def table_from_arrays(
 
 
 def _is_bundled(data: str | Path) -> bool:
-    from lossary import datasets
-
     return not Path(data).exists() and str(data).lower().replace("-", "_") in datasets.names()
 
 
 def _bundled(name: str, targets: tuple[str, ...]) -> tuple[str, pd.DataFrame, tuple[str, ...]]:
-    from lossary import datasets
-
     entry = datasets.describe(name)
     if entry.kind not in ("classification", "multi-label"):
         raise UserError(

@@ -235,7 +235,9 @@ def _read_arrow(path: Path, suffix: str) -> pd.DataFrame:
     try:
         table = read(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path.name} is damaged or no {kind} file: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path.name} is damaged or no {kind} file.\nWrite it anew, or give it the suffix of what it is."
+        ) from error
     _check_names(path.name, table.column_names)
     frame: pd.DataFrame = table.to_pandas()
     # An index with a name holds data, the default one does not.

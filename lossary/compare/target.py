@@ -138,8 +138,8 @@ def _numbers(values: npt.NDArray[np.float64]) -> list[Any]:
 
 def _refuse_continuous(column: pd.Series[Any]) -> None:
     distinct, rows, name = column.nunique(), len(column), str(column.name)
-    number = isinstance(column.iloc[0], int | float) and not isinstance(column.iloc[0], bool)
-    fractional = number and any(isinstance(label, float) for label in column)
+    numbers = read_numbers(column)  # labels may be text that only looks like numbers, such as 0.50
+    number, fractional = bool(numbers.notna().all()), bool((numbers % 1 != 0).any())
     if number and ((fractional and distinct > 20) or (distinct > 50 and distinct > 0.05 * rows)):
         raise UserError(
             f"The target {name!r} is continuous: {distinct} different numbers in {rows} rows; wanted classes.\n"
@@ -155,7 +155,7 @@ def _refuse_continuous(column: pd.Series[Any]) -> None:
 def _merged(column: pd.Series[Any], least: int) -> pd.Series[Any]:
     counts = column.value_counts()
     rare = counts.index[counts < least]
-    if len(counts) - len(rare) < (1 if len(rare) else 2):
+    if len(rare) == len(counts) > 1:
         raise UserError(
             f"--merge-rare {least} merges all {len(counts)} classes of {str(column.name)!r} into one.\n"
             f"Lower it: the largest class has {counts.iloc[0]} rows."
@@ -170,25 +170,25 @@ def _refuse_rare(column: pd.Series[Any], counts: pd.Series[Any], folds: int, mer
     if fewest >= least:
         return
     rare = counts[counts < least]
-    remedies = [f"--folds {fewest // 2}"] if fewest >= 4 else []
+    remedies = [f"use --folds {fewest // 2}"] if fewest >= 4 else []
     if merge := _merge_remedy(counts.sort_values(), least):
-        remedies.append(f"--merge-rare {merge}")
-    if not remedies:
-        remedies = ["more rows of it, or leave its rows out"] if len(rare) == 1 else ["more rows, or leave theirs out"]
+        remedies.append(f"use --merge-rare {merge} (rare classes become one)")
+    remedies.append(f"leave {'its' if len(rare) == 1 else 'their'} rows out")
+    remedy = ", or ".join(remedies)
     shown = ", ".join(f"{label!r} has {count}" for label, count in rare.sort_values()[:3].items())
     more = f" and {len(rare) - 3} more" if len(rare) > 3 else ""
     raise UserError(
         f"Some classes of {name!r} have fewer than {least} rows, too few for {folds} folds: {shown}{more}.\n"
-        f"Use {' or '.join(remedies)}{' (rare classes become one)' if merge else ''}."
+        f"{remedy[0].upper()}{remedy[1:]}."
     )
 
 
 def _merge_remedy(ascending: pd.Series[Any], least: int) -> int | None:
-    """The smallest ``merge_rare`` after which every class has ``least`` rows, leaving two classes or more."""
+    """The smallest ``merge_rare`` after which two or more classes are left and each has ``least`` rows, if moderate."""
     for place in range(1, len(ascending) - 1):
         bound = max(int(ascending.iloc[place]) + 1, least)
         merged = ascending[ascending < bound]
-        if merged.sum() >= least and len(merged) < len(ascending):
+        if merged.sum() >= least and len(merged) < len(ascending) and bound <= 10 * least:
             return bound
     return None
 
