@@ -125,7 +125,7 @@ def read_dates(column: pd.Series[Any], formats: tuple[str, ...] = _DATE_FORMATS)
             dates[rest.index] = found.astype("datetime64[us]")
         return dates
 
-    return _by_value(column, parse)
+    return _by_value(column, parse).astype("datetime64[us]")
 
 
 class SoftScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -145,7 +145,8 @@ class SoftScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         values = _filled(x)
         low, self.center_, high = np.nanpercentile(values, [25, 50, 75], axis=0)
         spread = (high - low) / self.NORMAL_RANGE
-        self.spread_ = _divisor(np.where(spread > 0, spread, np.nanstd(values, axis=0)))
+        with np.errstate(over="ignore"):  # a spread of inf makes zeros of a column, as it should
+            self.spread_ = _divisor(np.where(spread > 0, spread, np.nanstd(values, axis=0)))
         bent = self._bend(values)
         self.mean_ = np.nanmean(bent, axis=0)
         self.deviation_ = _divisor(np.nanstd(bent, axis=0))
