@@ -22,12 +22,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import sklearn.datasets
+import rich.table
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
@@ -36,7 +34,9 @@ from skorch.callbacks import EpochScoring
 from torch.utils.data import DataLoader, TensorDataset
 
 from lossary.compare.candidates import get_candidate
+from lossary.compare.load import Table, load_table
 from lossary.compare.models import MLP, build_model
+from lossary.compare.pool import keep_freed_memory
 from lossary.compare.preprocess import make_preprocessor
 from lossary.compare.train import Fold, Member, Training, train_stack
 
@@ -96,8 +96,7 @@ def main() -> None:
 
 def workloads(members: int) -> list[Workload]:
     """Breast cancer with small and with large batches, and the adult table if it is there."""
-    x, y = sklearn.datasets.load_breast_cancer(return_X_y=True)
-    small = _fold(pd.DataFrame(x), y, train=455)
+    small = _fold(load_table("breast_cancer"), train=455)
     found = [
         Workload("breast cancer, batches of 32", small, 32, 20, members),
         Workload("breast cancer, batches of 256", small, 256, 100, members),
@@ -106,8 +105,8 @@ def workloads(members: int) -> list[Workload]:
     if not path.exists():
         print(f"bd_adult.csv is not in {path.parent} (set LOSSARY_DATA): left out.")
         return found
-    table = pd.read_csv(path)
-    large = _fold(table.drop(columns="label"), pd.factorize(table["label"])[0], train=len(table) * 4 // 5)
+    table = load_table(path, "label")
+    large = _fold(table, train=len(table.target) * 4 // 5)
     return [
         *found,
         Workload("adult, batches of 256", large, 256, 3, 8),
@@ -130,7 +129,9 @@ def measure(workload: Workload, contenders: list[Contender], rounds: int) -> Non
     ours = best[contenders[0]][0]
     rate = workload.flops / ours
     columns, rows = workload.fold.x_train.shape[1], len(workload.fold.y_train)
-    table = Table(title=f"{workload.name}: {rows} x {columns}, {workload.epochs} epochs, {workload.steps} steps a fit")
+    table = rich.table.Table(
+        title=f"{workload.name}: {rows} x {columns}, {workload.epochs} epochs, {workload.steps} steps a fit"
+    )
     for column in ("", "s per fit", "ms per step", "ours is faster", "log-loss", "peak memory"):
         table.add_column(column, justify="left" if not column else "right")
     for contender in contenders:
@@ -152,7 +153,8 @@ def measure(workload: Workload, contenders: list[Contender], rounds: int) -> Non
 
 
 def fit_stack(workload: Workload, seed: int) -> tuple[int, float]:
-    """A stack of ours."""
+    """A stack of ours, as a worker process trains it."""
+    keep_freed_memory()
     training = Training(
         task="binary",
         num_outputs=2,
@@ -298,12 +300,13 @@ def _fit(seed: int) -> tuple[int, float, int]:
     return fits, score, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _fold(features: pd.DataFrame, target: np.ndarray, train: int) -> Fold:
-    order = np.random.default_rng(0).permutation(len(target))
+def _fold(table: Table, train: int) -> Fold:
+    order = np.random.default_rng(0).permutation(len(table.target))
     rows, rest = order[:train], order[train:]
-    preprocessor = make_preprocessor(features.iloc[rows]).fit(features.iloc[rows])
-    x, x_rest = (np.ascontiguousarray(preprocessor.transform(features.iloc[part])) for part in (rows, rest))
-    return Fold((0, 0), x, target[rows].astype(np.int64), x_rest, target[rest].astype(np.int64), x_rest[:0])
+    features = table.features.iloc[rows]
+    preprocessor = make_preprocessor(features).fit(features)
+    x, x_rest = (np.ascontiguousarray(preprocessor.transform(table.features.iloc[part])) for part in (rows, rest))
+    return Fold((0, 0), x, table.target[rows], x_rest, table.target[rest], x_rest[:0])
 
 
 def _threads(count: int) -> str:

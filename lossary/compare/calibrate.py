@@ -108,33 +108,74 @@ def fit_affine(
     Returns:
         scale ``(K, 1)`` or ``(K, C)``, bias ``(K, C)``.
     """
+    models, rows, classes = logits.shape
     if task == "multilabel":
-        # Labels are independent: each is a model of its own with two logits, 0 and z.
-        models, rows, labels = logits.shape
-        pairs = torch.stack([torch.zeros_like(logits), logits], -1).transpose(1, 2).reshape(-1, rows, 2)
-        yes = target.to(logits.dtype).T.expand(models, labels, rows).reshape(-1, rows)
-        one_hot = torch.stack([1 - yes, yes], -1)
-        scale, bias = _levenberg(pairs, one_hot, _design(one_hot, kind="binary"), steps)
-        return scale[:, 1].view(models, labels), (bias[:, 1] - bias[:, 0]).view(models, labels)
-    one_hot = F.one_hot(target.long(), logits.shape[2]).to(logits.dtype).expand_as(logits)
-    scale, bias = _levenberg(logits, one_hot, _design(one_hot, kind=kind), steps)
+        # Labels are independent: each is a model of its own.
+        margins = logits.transpose(1, 2).reshape(-1, rows)
+        yes = target.to(logits.dtype).T.expand(models, classes, rows).reshape(-1, rows)
+        scale, bias = _two_classes(margins, yes, True, steps)
+        return scale.view(models, classes), bias.view(models, classes)
+    enough = bool((torch.bincount(target, minlength=classes) >= FEW).all())
+    if classes == 2 and kind != "vector":
+        scale, bias = _two_classes(logits[:, :, 1] - logits[:, :, 0], target.to(logits.dtype), enough, steps)
+        return scale[:, None], torch.stack([-bias / 2, bias / 2], 1)
+    one_hot = F.one_hot(target.long(), classes).to(logits.dtype).expand_as(logits)
+    scale, bias = _levenberg(logits, one_hot, kind == "vector" and enough, enough, steps)
     return (scale if kind == "vector" else scale[:, :1]), bias
 
 
-def _design(one_hot: Tensor, *, kind: str) -> tuple[bool, bool]:
-    """(a scale per class, biases at all)."""
-    if kind == "binary":
-        return False, True
-    enough = bool((one_hot[0].sum(0) >= FEW).all())
-    return kind == "vector" and enough, enough
+def _two_classes(margins: Tensor, yes: Tensor, biased: bool, steps: int) -> tuple[Tensor, Tensor]:
+    """:func:`_levenberg` for the difference of two logits, in closed form: scale ``(K,)``, bias ``(K,)``.
+
+    Two biases of one difference b are cheapest as -b/2 and b/2, so that their penalty is b^2/4.
+    """
+    models = len(margins)
+    log_scale = (6 / _size(margins, 1)).clamp(max=1).log()  # logits are half their difference from their mean
+    bias, damping = torch.zeros_like(log_scale), torch.ones_like(log_scale)
+    sign = 1 - 2 * yes
+
+    def evaluate(log_scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moved = margins * log_scale.exp()[:, None]  # the derivative in the log scale too
+        z = moved + bias[:, None]
+        value = F.softplus(z * sign).sum(1) + PENALTY / 2 * (log_scale.square() + bias.square() / 2)
+        return value, moved, z.sigmoid()
+
+    value, moved, p = evaluate(log_scale, bias)
+    for _ in range(steps):
+        residual, curvature = p - yes, p * (1 - p)
+        weighted = curvature * moved
+        slope_scale = (residual * moved).sum(1) + PENALTY * log_scale
+        curve_scale = ((weighted * moved).sum(1) + PENALTY) * (1 + damping)
+        if biased:
+            slope_bias = residual.sum(1) + PENALTY / 2 * bias
+            curve_bias = (curvature.sum(1) + PENALTY / 2) * (1 + damping)
+            mixed = weighted.sum(1)
+            determinant = curve_scale * curve_bias - mixed.square()
+            step_scale = (curve_bias * slope_scale - mixed * slope_bias) / determinant
+            step_bias = (curve_scale * slope_bias - mixed * slope_scale) / determinant
+        else:
+            step_scale, step_bias = slope_scale / curve_scale, torch.zeros(models).to(bias)
+        new_scale, new_bias = log_scale - step_scale.clamp(-3, 3), bias - step_bias.clamp(-3, 3)
+        new_value, new_moved, new_p = evaluate(new_scale, new_bias)
+        better = new_value <= value
+        log_scale, bias, value = (
+            torch.where(better, new, old) for new, old in ((new_scale, log_scale), (new_bias, bias), (new_value, value))
+        )
+        moved, p = torch.where(better[:, None], new_moved, moved), torch.where(better[:, None], new_p, p)
+        damping = torch.where(better, damping / 10, damping * 10).clamp(1e-8, 1e8)
+    return log_scale.exp(), bias
 
 
-def _levenberg(logits: Tensor, one_hot: Tensor, design: tuple[bool, bool], steps: int) -> tuple[Tensor, Tensor]:
-    """Log scale and bias by damped Gauss-Newton steps; every model has its own damping."""
-    per_class, biased = design
+def _size(logits: Tensor, *axes: int) -> Tensor:
+    """Root mean square, above zero."""
+    return logits.square().mean(axes).sqrt().clamp(min=torch.finfo(logits.dtype).tiny ** 0.5)
+
+
+def _levenberg(logits: Tensor, one_hot: Tensor, per_class: bool, biased: bool, steps: int) -> tuple[Tensor, Tensor]:
+    """Scale ``(K, C)`` and bias ``(K, C)`` by damped Gauss-Newton steps; every model has its own damping."""
     models, _, classes = logits.shape
     logits = logits - logits.mean(2, keepdim=True)
-    size = logits.square().mean((1, 2)).sqrt().clamp(min=torch.finfo(logits.dtype).tiny ** 0.5)
+    size = _size(logits, 1, 2)
     unit = logits / size[:, None, None]
     scales = classes if per_class else 1
     parameters = torch.zeros(models, scales + (classes if biased else 0), dtype=logits.dtype, device=logits.device)

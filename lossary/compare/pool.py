@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from lossary.compare.work import StackJob, train_job
 from lossary.core.errors import UserError
 
 SECONDS_BETWEEN_EVENTS = 0.02
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,20 @@ class _Worker:
         return StackFailedError(self.job, f"the worker process {how}.", died=True)
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what is freed: giving megabytes back and faulting them in again, page by page, at every step
+    took a tenth to a fifth of the time of a stack.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
 def serve(descriptor: int) -> None:
     """Train the stacks that come over a pipe until it ends: what a worker process runs."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     connection = Connection(descriptor)
     last = 0.0
 
