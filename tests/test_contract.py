@@ -12,6 +12,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,14 @@ def test_public(spec: Registered) -> None:
     assert getattr(family, spec.name) is spec.function
     assert spec.module is not None, "no module form"
     assert getattr(family, spec.module.__name__) is spec.module
+
+
+def test_exemptions_are_known_and_written_down() -> None:
+    decisions = (Path(__file__).parent.parent / "docs" / "decisions.md").read_text()
+    for name, found in OBJECTIVES.items():
+        for check in found.exempt:
+            assert f"test_{check}" in globals(), f"{name} is exempt from {check}, which is no check"
+            assert f"- `{name}`, {check}: " in decisions, "not listed in docs/decisions.md"
 
 
 def test_words(spec: Registered) -> None:
