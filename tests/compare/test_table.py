@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lossary.compare.metrics import METRICS
 from rich.console import Console
 
 from lossary.compare import table
 from lossary.compare.candidates import choose
 from lossary.compare.journal import FitRecord
+from lossary.compare.metrics import METRICS
 from lossary.compare.table import TerminalProgress, print_summary
 from lossary.compare.train import Training
 from lossary.compare.work import StackJob
