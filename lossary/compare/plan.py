@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lossary.compare.options import Options
+from lossary.compare.splits import SMALL
 
 TRIALS_LADDER = (16, 8, 4, 2, 1)
 ROUND_SIZE = 8
@@ -137,7 +138,7 @@ def fit_memory(plan: Plan, memory: int, *, data_bytes: int, trial_bytes: int) ->
 
 
 def fit_budget(
-    plan: Plan, budget: float, *, spent: float, stack_seconds: Sequence[float], rows: int, inner: int
+    plan: Plan, budget: float, *, spent: float, stack_seconds: Sequence[float], overhead: float, rows: int, inner: int
 ) -> Plan:
     """Reduce trials, then repeats, then rows, to what the budget allows: equally for every candidate.
 
@@ -146,12 +147,14 @@ def fit_budget(
         budget: Seconds of the whole command.
         spent: Seconds of it that have passed.
         stack_seconds: Of each candidate, seconds of a stack of a full round on all rows.
+        overhead: Share of them that a stack costs however few its members are.
         rows: Outer-training rows of a split.
         inner: Inner folds of a split.
     """
     smaller = plan
     for smaller in _smaller_plans(plan, rows):
-        seconds = spent + _seconds(smaller, stack_seconds, rows)
+        stacks = [seconds * _share(smaller, rows) * SAFETY for seconds in stack_seconds]
+        seconds = spent + _seconds(smaller, stacks, overhead, rows, inner)
         if seconds <= budget:
             break
     changes = [
@@ -199,14 +202,18 @@ def _smaller_plans(plan: Plan, rows: int) -> Iterator[Plan]:
         yield plan
 
 
-def _seconds(plan: Plan, stack_seconds: Sequence[float], rows: int) -> float:
-    """Expected seconds from here to the end of the command."""
+def _seconds(plan: Plan, stack_seconds: Sequence[float], overhead: float, rows: int, inner: int) -> float:
+    """Expected seconds from here to the end of the command; ``stack_seconds`` are those of the plan's rows."""
+    small = min(plan.row_cap or rows, rows) < SMALL
+
+    def share(trials: int) -> float:
+        members = trials * (3 if small else inner)
+        return (overhead + (1 - overhead) * members / (plan.round_size * inner)) if trials else 0.0
+
     full_rounds, rest = divmod(plan.trials, plan.round_size)
-    # A stack of few members is bound by overhead: it costs about a third of a full one at least.
-    rounds = full_rounds + (0.3 + 0.7 * rest / plan.round_size if rest else 0)
-    stacks = [seconds * _share(plan, rows) * SAFETY for seconds in stack_seconds]
-    comparison = sum(stacks) * rounds * plan.folds * plan.repeats / plan.workers + max(stacks)
-    best = max(stacks) * rounds * plan.folds / (plan.folds - 1)
+    rounds = full_rounds * share(plan.round_size) + share(rest)
+    comparison = sum(stack_seconds) * rounds * plan.folds * plan.repeats / plan.workers + max(stack_seconds)
+    best = max(stack_seconds) * rounds * plan.folds / (plan.folds - 1)
     return comparison + best + REPORT_SECONDS
 
 

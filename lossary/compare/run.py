@@ -159,12 +159,13 @@ def _make_plan(bench: _Bench, candidates: Sequence[Candidate], device: str, star
     if options.budget is not None:
         bench.pool.resize(plan.workers)
         jobs = [pilot.job(Chain(candidate, sample), 0) for candidate in candidates]
-        seconds = time_stacks(bench.pool, jobs, PILOT_SHARE * options.budget)
+        pace = time_stacks(bench.pool, jobs, PILOT_SHARE * options.budget)
         plan = fit_budget(
             plan,
             options.budget,
             spent=time.monotonic() - started,
-            stack_seconds=[stack * rows / len(sample.train) for stack in seconds],
+            stack_seconds=[stack * rows / len(sample.train) for stack in pace.stack_seconds],
+            overhead=pace.overhead,
             rows=rows,
             inner=len(first.inner),
         )

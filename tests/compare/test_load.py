@@ -29,7 +29,8 @@ def warned(data: pd.DataFrame, target: str = "y", **options: Any) -> str:
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet", ".feather"])
 def test_every_format_gives_the_same_table(suffix: str, tmp_path: Path) -> None:
-    data = small_frame().round(4)
+    data = small_frame()
+    data = data.assign(**data.select_dtypes("number").round(4))
     path = tmp_path / f"table{suffix}"
     if suffix.startswith((".csv", ".tsv")):
         data.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")

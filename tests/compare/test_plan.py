@@ -24,7 +24,7 @@ def plan(**options: Any) -> Plan:
 
 def budgeted(seconds: float, *, rows: int = 12_500, **options: Any) -> Plan:
     """On stacks of 10 s each: 2 candidates x 5 folds x 2 repeats x 2 rounds on 2 workers are 200 s, before safety."""
-    return fit_budget(plan(**options), seconds, spent=5.0, stack_seconds=[10.0, 10.0], rows=rows, inner=1)
+    return fit_budget(plan(**options), seconds, spent=5.0, stack_seconds=[10.0, 10.0], overhead=0.3, rows=rows, inner=1)
 
 
 @pytest.mark.parametrize("rows", [10, 31, 100, 400, 1_999, 2_000, 9_999, 10_000, 100_000, 10_000_000])
@@ -68,6 +68,17 @@ def test_what_a_budget_cuts_is_said() -> None:
     (note,) = budgeted(150).notes
     assert note.startswith("To keep within --budget 150 s: ")
     assert "trials a candidate and split instead of 16" in note
+
+
+def test_stacks_of_few_members_are_cheaper_where_they_have_less_overhead() -> None:
+    def estimate(overhead: float, inner: int, rows: int) -> float:
+        made = fit_budget(
+            plan(trials=2), 10_000, spent=0.0, stack_seconds=[10.0, 10.0], overhead=overhead, rows=rows, inner=inner
+        )
+        return made.estimated_seconds
+
+    assert estimate(0.0, 1, 12_500) < estimate(0.5, 1, 12_500) < estimate(0.9, 1, 12_500)
+    assert estimate(0.0, 3, 500) == pytest.approx(estimate(0.0, 1, 12_500)), "the same share of a full stack"
 
 
 def test_a_budget_never_adds_trials() -> None:

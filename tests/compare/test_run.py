@@ -182,7 +182,38 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
+def test_a_repeat_that_the_budget_cuts_is_dropped_for_all_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock jumps to the end of the budget within the second repeat."""
+    monkeypatch.setattr("lossary.compare.plan.most_workers", lambda device: 1)
+    jumped, real = [0.0], time.monotonic
+    finished: list[Any] = []
+
+    class Jump(Progress):
+        def stack_finished(self, job: Any, fits: Any) -> None:
+            finished.append(job)
+            jumped[0] = 10_000.0 if len(finished) == 6 else 0.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: real() + jumped[0])
+    out = tmp_path / "out"
+    cut = compared(out, dataclasses.replace(OPTIONS, budget=10_000.0), progress=Jump())
+    assert [job.split for job in finished] == [0, 0, 1, 1, 2, 2]
+    assert cut.plan.repeats == 2
+    assert all(len(result.rows) == 1 for result in cut.candidates), "the second repeat is left out for every candidate"
+    assert any("within repeat 2 of 2" in note for note in cut.notes)
+    assert any("before best/ was trained" in note for note in cut.notes)
+    assert (out / "report.html").exists()
+    assert not (out / "best").exists()
+    jumped[0] = 0.0
+    whole = compared(out, dataclasses.replace(OPTIONS, budget=20_000.0))
+    assert (out / "best").exists()
+    pd.testing.assert_frame_equal(numbers(whole), numbers(compared(tmp_path / "uncut")))
+
+
+@pytest.mark.slow
 def test_a_budget_covers_the_command(tmp_path: Path) -> None:
+    """By the real clock, and so only on a machine that does nothing else."""
     options = dataclasses.replace(OPTIONS, trials=16, repeats=5, budget=25.0, model="mlp")
     start = time.monotonic()
     comparison = compared(tmp_path / "out", options)
