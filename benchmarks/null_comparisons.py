@@ -1,6 +1,6 @@
 """Does the whole of compare crown a loss where there is nothing to find?
 
-    python benchmarks/null_comparisons.py [--comparisons 40] [--out evidence/compare_null.json]
+    python benchmarks/null_comparisons.py [--comparisons 30] [--trials 2] [--out evidence/compare_null.json]
 
 Cross-entropy competes against five other names of itself, each trained with seeds of its own (initial weights, batches
 and proposals), on samples of real tables. Whatever is recommended but cross-entropy is wrong. A recommendation in more
@@ -56,8 +56,8 @@ class Reseeded(Scheduler):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comparisons", type=int, default=40)
-    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--comparisons", type=int, default=30)
+    parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     run.Scheduler = Reseeded  # type: ignore[misc]
@@ -86,7 +86,7 @@ def main() -> None:
             "told_apart": told_apart,
             "verdicts": pairs,
             "p_value_against_5_percent": p_value,
-            "command": f"python benchmarks/null_comparisons.py --comparisons {options.comparisons}",
+            "command": f"python benchmarks/null_comparisons.py --comparisons {options.comparisons} --trials {options.trials}",
             "versions": versions(),
             "seconds": round(time.monotonic() - start),
             "runs": found,

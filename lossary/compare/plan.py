@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lossary.compare.options import Options
 from lossary.compare.splits import SMALL
+from lossary.compare.wording import count
 
 TRIALS_LADDER = (16, 8, 4, 2, 1)
 ROUND_SIZE = 8
@@ -160,9 +161,9 @@ def fit_budget(
     changes = [
         f"{name} instead of {was}"
         for name, was, now in (
-            (f"{smaller.trials} trials a candidate and split", plan.trials, smaller.trials),
-            (f"{smaller.repeats} repeats", plan.repeats, smaller.repeats),
-            (f"at most {smaller.row_cap} training rows", rows, smaller.row_cap or rows),
+            (f"{count(smaller.trials, 'trial')} a candidate and split", plan.trials, smaller.trials),
+            (count(smaller.repeats, "repeat"), plan.repeats, smaller.repeats),
+            (f"at most {count(smaller.row_cap or rows, 'training row')}", f"{rows:,}", f"{smaller.row_cap or rows:,}"),
         )
         if now != was
     ]

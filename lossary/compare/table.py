@@ -127,8 +127,9 @@ class TerminalProgress(Progress):
         time_needed = f"; about {wording.duration(plan.estimated_seconds)}" if plan.estimated_seconds else ""
         _say(
             self._console,
-            f"{len(plan.candidates)} objectives, {plan.folds} folds x {plan.repeats} repeats, {plan.trials} trials "
-            f"each; {plan.workers} worker{'' if plan.workers == 1 else 's'} on {plan.device}{time_needed}.",
+            f"{wording.count(len(plan.candidates), 'objective')}, {plan.folds} folds x "
+            f"{wording.count(plan.repeats, 'repeat')}, {wording.count(plan.trials, 'trial')} each; "
+            f"{wording.count(plan.workers, 'worker')} on {plan.device}{time_needed}.",
         )
         for note in plan.notes:
             _say(self._console, note)

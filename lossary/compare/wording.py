@@ -29,6 +29,11 @@ def number(value: float) -> str:
     return text.replace("-", MINUS)
 
 
+def count(number: int, word: str) -> str:
+    """A number of things, with thousands separated: 1 trial, 1,200 rows."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def signed(value: float) -> str:
     """A number with its sign, also where it is positive."""
     return f"+{number(value)}" if math.isfinite(value) and value >= 0 else number(value)
