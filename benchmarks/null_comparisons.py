@@ -70,28 +70,31 @@ def main() -> None:
         found.append(compare_null(TABLES[number % len(TABLES)], seed=number, trials=options.trials))
         line = found[-1]
         console.print(f"{number + 1:3} {line['table']:15} recommended: {line['recommended']:20} {line['verdicts']}")
-    wrong = sum(line["recommended"] != "cross_entropy" for line in found)
-    told_apart = sum(verdict in ("better", "worse") for line in found for verdict in line["verdicts"].values())
-    pairs = len(found) * len(NAMES)
-    p_value = binomtest(wrong, len(found), 0.05, alternative="greater").pvalue
+        record = summary(found, options.trials, time.monotonic() - start)
+        if options.out:  # after each, so that a run that is stopped has its record too
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
     console.print(
-        f"{wrong} of {len(found)} comparisons recommended another name of cross-entropy (binomial p = {p_value:.2g} "
-        f"against 5%); {told_apart} of {pairs} verdicts told one from the other."
+        f"{record['wrongly_recommended']} of {len(found)} comparisons recommended another name of cross-entropy "
+        f"(binomial p = {record['p_value_against_5_percent']:.2g} against 5%); {record['told_apart']} of "
+        f"{record['verdicts']} verdicts told one from the other."
     )
-    if options.out:
-        record: dict[str, Any] = {
-            "question": "How often does compare recommend cross-entropy under another name, with other seeds?",
-            "comparisons": len(found),
-            "wrongly_recommended": wrong,
-            "told_apart": told_apart,
-            "verdicts": pairs,
-            "p_value_against_5_percent": p_value,
-            "command": f"python benchmarks/null_comparisons.py --comparisons {options.comparisons} --trials {options.trials}",
-            "versions": versions(),
-            "seconds": round(time.monotonic() - start),
-            "runs": found,
-        }
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def summary(found: list[dict[str, Any]], trials: int, seconds: float) -> dict[str, Any]:
+    """What the comparisons so far say."""
+    wrong = sum(line["recommended"] != "cross_entropy" for line in found)
+    return {
+        "question": "How often does compare recommend cross-entropy under another name, with other seeds?",
+        "comparisons": len(found),
+        "wrongly_recommended": wrong,
+        "told_apart": sum(verdict in ("better", "worse") for line in found for verdict in line["verdicts"].values()),
+        "verdicts": len(found) * len(NAMES),
+        "p_value_against_5_percent": binomtest(wrong, len(found), 0.05, alternative="greater").pvalue,
+        "command": f"python benchmarks/null_comparisons.py --comparisons {len(found)} --trials {trials}",
+        "versions": versions(),
+        "seconds": round(seconds),
+        "runs": found,
+    }
 
 
 def compare_null(name: str, *, seed: int, trials: int) -> dict[str, Any]:
