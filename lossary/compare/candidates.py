@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lossary.compare.load import Table
 
 Parts = Mapping[str, Tensor]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,24 @@ class Candidate:
         why: When it suits, in one line.
         objective: ``(output, target, parts)`` to the mean loss over the batch of ONE member, 0-d; ``vmap`` adds the
             members. ``output (B, C)`` comes from the head; ``target`` is ``(B,)`` int64, multi-label ``(B, L)`` float;
-            ``parts`` holds the hyperparameters as 0-d tensors, the statistics and the tensors of the epoch.
+            ``parts`` holds the hyperparameters as 0-d tensors, the statistics, the tensors of the epoch, of the batch's
+            rows and of the step. With ``state`` it is ``(output, target, parts, state)`` to (loss, new state).
         tasks: What it is defined for.
         space: Hyperparameters searched beside learning rate and weight decay. AdamW does not feel a factor on the
             whole loss, so none is searched.
         head: ``linear``, or ``cosine``: bias-free with features and class directions of unit length.
         statistics: ``(inner-training target, number of outputs)`` to tensors that the objective needs.
         schedule: ``(epoch from 0, parts)`` to tensors that change by epoch.
+        rows: ``(output, target, parts)`` of ALL inner-training rows ``(n, C)``, without gradient and with dropout off,
+            at the start of each epoch (``parts["epoch"]``, from 0), to tensors ``(n, ...)``; the objective finds those
+            of its batch's rows in ``parts``. For methods that look at how well each row is fitted.
+        state: ``(rows, parts)`` to the tensors that a member carries from step to step; no fold has more inner-training
+            rows than ``rows``, and ``parts["row"] (B,)`` then says which of them the batch holds.
+        draws: What is drawn anew for an epoch: ``(settings, target, batches, batch size, generator)`` to arrays with
+            one row for each step, which the objective and ``inputs`` find in ``parts``. The generator is the same for
+            all members of a fold. ``row (batches, R)`` among them takes the place of the epoch's shuffled batches.
+        inputs: ``(x, parts)`` of a step's rows ``(B, f)`` to what the model is given ``(B', f)``, for methods that
+            train on rows made of others.
         logits: ``(output, parts)`` to the logits that predict; None takes the output itself.
         control: A candidate that must run beside this one, to tell its head from its loss.
         paper: Slug of its paper.
@@ -90,12 +102,16 @@ class Candidate:
     name: str
     title: str
     why: str
-    objective: Callable[[Tensor, Tensor, Parts], Tensor]
+    objective: Callable[..., Any]
     tasks: tuple[Task, ...] = ("binary", "multiclass")
     space: tuple[Dimension, ...] = ()
     head: Literal["linear", "cosine"] = "linear"
     statistics: Callable[[Tensor, int], dict[str, Tensor]] | None = None
     schedule: Callable[[int, Parts], dict[str, Tensor]] | None = None
+    rows: Callable[[Tensor, Tensor, Parts], dict[str, Tensor]] | None = None
+    state: Callable[[int, Parts], dict[str, Tensor]] | None = None
+    draws: Callable[[Mapping[str, float], npt.NDArray[Any], int, int, np.random.Generator], Arrays] | None = None
+    inputs: Callable[[Tensor, Parts], Tensor] | None = None
     logits: Callable[[Tensor, Parts], Tensor] | None = None
     control: str | None = None
     paper: str | None = None

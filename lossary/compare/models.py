@@ -352,7 +352,8 @@ def over_members(
     """A function of one member applied to all, by ``vmap`` or one by one.
 
     Args:
-        function: Takes tensors or dictionaries of tensors; returns a tensor or a dictionary of tensors.
+        function: Takes tensors or dictionaries of tensors; returns a tensor, a dictionary of tensors or a tuple of
+            these.
         arguments: Its arguments with members along the first axis.
         loop: Whether to go one by one.
         seeds: Seed of the global generator for each member, for functions that draw. ``vmap`` takes the first for
@@ -377,15 +378,22 @@ def over_members(
                 )
             )
         )
-    if isinstance(results[0], Mapping):
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
-    return torch.stack(results)
+    return _stacked(results)
 
 
 def runs(values: Sequence[int]) -> list[range]:
     """Positions of equal neighbours: ``[5, 5, 7]`` gives ``[range(0, 2), range(2, 3)]``."""
     ends = [i for i in range(1, len(values) + 1) if i == len(values) or values[i] != values[i - 1]]
     return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _stacked(results: Sequence[Any]) -> Any:
+    """Results of members, as ``vmap`` gives them."""
+    if isinstance(results[0], tuple):
+        return tuple(_stacked(parts) for parts in zip(*results, strict=True))
+    if isinstance(results[0], Mapping):
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+    return torch.stack(list(results))
 
 
 def _state(plain: nn.Module) -> dict[str, Tensor]:

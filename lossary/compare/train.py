@@ -12,9 +12,9 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -189,6 +189,14 @@ def vmap_refuses(candidate: Candidate, training: Training, in_features: int = 8)
     return None
 
 
+class _Batch(NamedTuple):
+    """One step's rows, for each live member: features, targets and their numbers within the fold."""
+
+    x: list[Tensor]
+    y: list[Tensor]
+    rows: list[Tensor]
+
+
 class _Stack:
     """Members in training, sorted by fold; those that stop leave the buffers, so that they cost nothing more."""
 
@@ -229,6 +237,7 @@ class _Stack:
         # What is in training.
         self._rows = self._best_rows.clone()
         self._first_moments, self._second_moments = torch.zeros_like(self._rows), torch.zeros_like(self._rows)
+        self._state = self._first_state()
         self._step = torch.zeros((), device=self._device)
         self._bind(torch.arange(len(members)))
 
@@ -239,19 +248,18 @@ class _Stack:
 
     def train_epoch(self, epoch: int) -> Tensor:
         """Take one step with every batch; returns the summed losses ``(live,)``."""
-        x, y = {}, {}
-        for fold in set(self._fold_of):
-            draw = generator(self._training.seed, "batches", *self._keys[fold], epoch)
-            order = torch.randperm(len(self._x_train[fold]), generator=draw)[: self._batches * self._batch_size]
-            order = order.to(self._device)
-            x[fold] = self._x_train[fold][order].split(self._batch_size)
-            y[fold] = self._y_train[fold][order].split(self._batch_size)
         parts = self._parts_at(epoch)
+        of_rows = self._of_rows(epoch, parts)
+        drawn = self._drawn(epoch)
+        batches = self._own_batches(drawn.pop("row")) if "row" in drawn else self._shared_batches(epoch)
         losses = torch.zeros(self.live, dtype=self._dtype, device=self._device)
-        for batch in range(self._batches):
-            seeds = self._seeds(epoch * self._batches + batch)
-            output = self._output([x[fold][batch] for fold in self._fold_of], seeds)
-            loss = self._objective(output, torch.stack([y[fold][batch] for fold in self._fold_of]), parts, seeds)
+        for step, (x, y, rows) in enumerate(batches):
+            now = parts | {name: values[:, step] for name, values in drawn.items()}
+            if of_rows or self._state:
+                now |= {"row": torch.stack(rows)}
+                now |= {name: _at(values, rows) for name, values in of_rows.items()}
+            seeds = self._seeds(epoch * self._batches + step)
+            loss = self._objective(self._output(self._inputs_of(x, now), seeds), torch.stack(y), now, seeds)
             gradients = torch.autograd.grad(loss.sum(), self._leaves, materialize_grads=True)
             torch._foreach_copy_(self._gradients, gradients)
             self._update()
@@ -294,6 +302,7 @@ class _Stack:
             self._rows, self._first_moments, self._second_moments = (
                 buffer[goes_on] for buffer in (self._rows, self._first_moments, self._second_moments)
             )
+            self._state = {name: value[goes_on.to(self._device)] for name, value in self._state.items()}
             self._bind(live[goes_on])
 
     @torch.no_grad()
@@ -342,6 +351,74 @@ class _Stack:
             buffers = (self._rows, gradients, self._first_moments, self._second_moments)
             self._updates.append(([buffer[i, trainable] for buffer in buffers], member.settings))
 
+    def _shared_batches(self, epoch: int) -> Iterator[_Batch]:
+        """Each fold's rows shuffled anew, the same for all its members; the remainder is dropped."""
+        rows = {}
+        for fold in set(self._fold_of):
+            draw = generator(self._training.seed, "batches", *self._keys[fold], epoch)
+            order = torch.randperm(len(self._x_train[fold]), generator=draw)[: self._batches * self._batch_size]
+            rows[fold] = order.to(self._device)
+        shuffled = {
+            fold: (self._x_train[fold][taken], self._y_train[fold][taken], taken) for fold, taken in rows.items()
+        }
+        for step in range(self._batches):
+            part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+            of_fold = {fold: [values[part] for values in parts] for fold, parts in shuffled.items()}
+            yield _Batch(*map(list, zip(*(of_fold[fold] for fold in self._fold_of), strict=True)))
+
+    def _own_batches(self, row: Tensor) -> Iterator[_Batch]:
+        """Batches of the rows ``(live, batches, R)`` that the candidate has drawn."""
+        for step in range(row.shape[1]):
+            rows = list(row[:, step])
+            x, y = (
+                [data[fold][taken] for fold, taken in zip(self._fold_of, rows, strict=True)]
+                for data in (self._x_train, self._y_train)
+            )
+            yield _Batch(x, y, rows)
+
+    def _drawn(self, epoch: int) -> dict[str, Tensor]:
+        """What the candidate draws for an epoch ``(live, batches, ...)``; the generator depends on the fold alone."""
+        draws = self._candidate.draws
+        if draws is None:
+            return {}
+        drawn = []
+        for member in self._live.tolist():
+            fold, settings = self._members[member].fold, self._members[member].settings
+            numbers = np.random.default_rng(derive(self._training.seed, "draws", *self._keys[fold], epoch))
+            arrays = draws(settings, self._y_train[fold].cpu().numpy(), self._batches, self._batch_size, numbers)
+            drawn.append({name: torch.as_tensor(array) for name, array in arrays.items()})
+        return self._cast({name: torch.stack([arrays[name] for arrays in drawn]) for name in drawn[0]})
+
+    @torch.no_grad()
+    def _of_rows(self, epoch: int, parts: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """By name, for each live member the tensor ``(n, ...)`` that the candidate makes of all training rows."""
+        if self._candidate.rows is None:
+            return {}
+        found: dict[str, list[Tensor]] = {}
+        for members in runs(self._fold_of):
+            fold, part = self._fold_of[members.start], slice(members.start, members.stop)
+            target = self._y_train[fold]
+            of_fold = {name: value[part] for name, value in parts.items()}
+            of_fold["epoch"] = torch.full((len(members),), epoch, dtype=torch.int64, device=self._device)
+            output = self._forward(self._rows[part], fold, self._x_train[fold])
+            targets = target.expand(len(members), *target.shape)
+            for name, value in over_members(self._candidate.rows, output, targets, of_fold, loop=self._loop).items():
+                found.setdefault(name, []).extend(value)
+        return found
+
+    def _first_state(self) -> dict[str, Tensor]:
+        """The state ``(members, ...)`` that members start with."""
+        if self._candidate.state is None:
+            return {}
+        first = functools.partial(self._candidate.state, max(len(y) for y in self._y_train))
+        return self._cast(over_members(first, self._all_parts, loop=self._loop))
+
+    def _inputs_of(self, x: list[Tensor], parts: dict[str, Tensor]) -> list[Tensor]:
+        """What the model is given for the rows of each member."""
+        if self._candidate.inputs is None:
+            return x
+        return list(over_members(self._candidate.inputs, torch.stack(x), parts, loop=self._loop))
+
     def _output(self, x: list[Tensor], seeds: dict[int, int] | None) -> Tensor:
         """Output of the head ``(live, batch size, outputs)`` from each member's inputs."""
         outputs = [
@@ -358,15 +435,20 @@ class _Stack:
     def _objective(
         self, output: Tensor, target: Tensor, parts: dict[str, Tensor], seeds: dict[int, int] | None
     ) -> Tensor:
-        """Loss of each member ``(live,)``."""
-        loss: Tensor = over_members(
+        """Loss of each member ``(live,)``; the state moves on."""
+        arguments: list[Any] = [output, target, parts]
+        if self._state:
+            arguments.append(self._state)
+        result = over_members(
             self._candidate.objective,
-            output,
-            target,
-            parts,
+            *arguments,
             loop=self._loop,
             seeds=[seeds[fold] for fold in self._fold_of] if self._loop and seeds is not None else None,
         )
+        loss: Tensor = result
+        if self._state:
+            loss, state = result
+            self._state = {name: value.detach() for name, value in state.items()}
         if loss.ndim != 1:
             raise UserError(
                 f"Objective {self._candidate.name!r} returned shape {tuple(loss.shape[1:])} for a batch; "
@@ -402,13 +484,17 @@ class _Stack:
 
     def _logits(self, rows: Tensor, parts: dict[str, Tensor], fold: int, x: Tensor) -> Tensor:
         """What members of one fold predict ``(members, n, C)``, dropout off."""
-        weights = self._model.views(rows, fold)
-        blocks = (block.expand(len(rows), -1, -1) for block in torch.split(x, ROWS_PER_FORWARD))
-        output = torch.cat([self._model.forward(weights, block, fold) for block in blocks], dim=1)
+        output = self._forward(rows, fold, x)
         if self._candidate.logits is None:
             return output
         logits: Tensor = over_members(self._candidate.logits, output, parts, loop=self._loop)
         return logits
+
+    def _forward(self, rows: Tensor, fold: int, x: Tensor) -> Tensor:
+        """Output of the head for members of one fold ``(members, n, outputs)``, dropout off."""
+        weights = self._model.views(rows, fold)
+        blocks = (block.expand(len(rows), -1, -1) for block in torch.split(x, ROWS_PER_FORWARD))
+        return torch.cat([self._model.forward(weights, block, fold) for block in blocks], dim=1)
 
     def _parts_of(self, members: Sequence[Member]) -> dict[str, Tensor]:
         """Settings, learning rate included, and statistics ``(members, ...)``."""
@@ -467,6 +553,11 @@ def _try_step(candidate: Candidate, training: Training, in_features: int, *, loo
         )
         stack.train_epoch(0)
         stack.fits(keep_weights=False)
+
+
+def _at(values: list[Tensor], rows: list[Tensor]) -> Tensor:
+    """Each member's values at its rows ``(live, B, ...)``."""
+    return torch.stack([value[taken] for value, taken in zip(values, rows, strict=True)])
 
 
 def _first_line(error: Exception) -> str:

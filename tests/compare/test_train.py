@@ -41,6 +41,83 @@ def item_weighted(output: Tensor, target: Tensor, parts: Mapping[str, Tensor]) -
     return loss * (2.0 if loss.item() > 0 else 1.0)
 
 
+def mixing(
+    settings: Mapping[str, float], target: np.ndarray, batches: int, size: int, numbers: np.random.Generator
+) -> dict[str, np.ndarray]:
+    return {
+        "share": numbers.beta(settings["alpha"], settings["alpha"], batches),
+        "partner": np.stack([numbers.permutation(size) for _ in range(batches)]),
+    }
+
+
+def mixed_loss(output: Tensor, target: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    share = parts["share"]
+    other = target.gather(0, parts["partner"])
+    return share * F.cross_entropy(output, target) + (1 - share) * F.cross_entropy(output, other)
+
+
+def pairs(
+    settings: Mapping[str, float], target: np.ndarray, batches: int, size: int, numbers: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Rows two by two, of one class each pair."""
+    by_class = [np.flatnonzero(target == label) for label in np.unique(target)]
+    chosen = [numbers.choice(by_class[numbers.integers(len(by_class))], 2) for _ in range(batches * size // 2)]
+    return {"row": np.concatenate(chosen).reshape(batches, -1)}
+
+
+def by_loss(output: Tensor, target: Tensor, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows with a large loss count less, from the third epoch on."""
+    loss = F.cross_entropy(output, target, reduction="none")
+    return {"trust": torch.where(parts["epoch"] < 2, torch.ones_like(loss), torch.exp(-parts["doubt"] * loss))}
+
+
+def remembering(
+    output: Tensor, target: Tensor, parts: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each row is weighted by its own mean loss so far; a count goes along."""
+    loss = F.cross_entropy(output, target, reduction="none")
+    seen = state["mean"].gather(0, parts["row"])
+    moved = 0.9 * seen + 0.1 * loss.detach()
+    return (loss * (1 + seen)).mean(), {
+        "mean": state["mean"].scatter(0, parts["row"], moved),
+        "steps": state["steps"] + 1,
+    }
+
+
+MIXUP = Candidate(
+    "mixup",
+    "",
+    "",
+    mixed_loss,
+    space=(Dimension("alpha", 0.2, 5.0),),
+    draws=mixing,
+    inputs=lambda x, parts: parts["share"] * x + (1 - parts["share"]) * x[parts["partner"]],
+)
+PAIRS = Candidate(
+    "pairs",
+    "",
+    "",
+    lambda output, target, parts: F.cross_entropy(output.unflatten(0, (-1, 2)).sum(1), target[::2]),
+    draws=pairs,
+)
+TRUST = Candidate(
+    "trust",
+    "",
+    "",
+    lambda output, target, parts: (parts["trust"] * F.cross_entropy(output, target, reduction="none")).mean(),
+    space=(Dimension("doubt", 0.1, 2.0),),
+    rows=by_loss,
+)
+REMEMBERING = Candidate(
+    "remembering",
+    "",
+    "",
+    remembering,
+    state=lambda rows, parts: {"mean": parts["start"].expand(rows), "steps": torch.zeros((), dtype=torch.int64)},
+    space=(Dimension("start", 0.0, 1.0),),
+)
+
+
 @pytest.fixture
 def user_models(tmp_path, monkeypatch):
     """A module of user's models, importable as ``users_models``."""
@@ -78,6 +155,21 @@ def user_models(tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", ["linear", "mlp", "resnet"])
 def test_each_member_equals_a_plain_adamw_loop(model, candidate):
     training = dataclasses.replace(TRAINING, model=model)
+    folds = make_folds()
+    members = make_members(candidate, folds)
+    fits = train_stack(candidate, folds, members, training, keep_weights=True)
+    assert len({fit.epochs for fit in fits}) > 1, "wanted members that stop at different epochs"
+    for fit, member in zip(fits, members, strict=True):
+        assert_same_fit(fit, plain_fit(candidate, folds, member, training), 1e-9)
+
+
+@pytest.mark.parametrize("candidate", [MIXUP, PAIRS, TRUST, REMEMBERING], ids=lambda candidate: candidate.name)
+@pytest.mark.parametrize("loop", [False, True])
+def test_declared_parts_equal_a_plain_loop(candidate, loop, monkeypatch):
+    assert vmap_refuses(candidate, TRAINING) is None
+    if loop:
+        monkeypatch.setattr(train, "vmap_refuses", lambda *args, **kwargs: "forced")
+    training = dataclasses.replace(TRAINING, max_epochs=6, patience=2)
     folds = make_folds()
     members = make_members(candidate, folds)
     fits = train_stack(candidate, folds, members, training, keep_weights=True)
@@ -349,27 +441,44 @@ def plain_fit(candidate: Candidate, folds: list[Fold], member: Member, training:
             output = model(x)
             return output if candidate.logits is None else candidate.logits(output, parts)
 
+    state = () if candidate.state is None else candidate.state(max(len(other.y_train) for other in folds), parts)
     score, best_epoch, best = math.inf, 0, None
     for epoch in range(training.max_epochs):
         of_epoch = parts | (candidate.schedule(epoch, parts) if candidate.schedule else {})
         order = torch.randperm(len(x_train), generator=generator(training.seed, "batches", *fold.key, epoch))
+        drawn = {}
+        if candidate.draws is not None:
+            numbers = np.random.default_rng(derive(training.seed, "draws", *fold.key, epoch))
+            drawn = candidate.draws(member.settings, fold.y_train, batches, size, numbers)
+        if candidate.rows is not None:
+            with torch.no_grad():
+                of_rows = candidate.rows(model(x_train), y_train, of_epoch | {"epoch": torch.tensor(epoch)})
         model.train()
         for batch in range(batches):
             rows = order[batch * size : (batch + 1) * size]
-            inputs = (x_train[rows],)
+            if "row" in drawn:
+                rows = torch.tensor(drawn["row"][batch])
+            now = of_epoch | {"row": rows} | {name: torch.tensor(values[batch]) for name, values in drawn.items()}
+            if candidate.rows is not None:
+                now |= {name: values[rows] for name, values in of_rows.items()}
+            inputs = (x_train[rows],) if candidate.inputs is None else (candidate.inputs(x_train[rows], now),)
             if training.model == "resnet":
                 draw = generator(training.seed, "dropout", *fold.key, epoch * batches + batch)
                 inputs = (x_train[rows], ResNet.draw_masks(size, draw).double())
             optimizer.zero_grad()
-            candidate.objective(model(*inputs), y_train[rows], of_epoch).backward()
+            if candidate.state is None:
+                loss = candidate.objective(model(*inputs), y_train[rows], now)
+            else:
+                loss, state = candidate.objective(model(*inputs), y_train[rows], now, state)
+            loss.backward()
             optimizer.step()
         value = metrics.stacked_criterion(
             training.metric, logits(x_val)[None], y_val, task=training.task, calibrate=training.calibrate
         )
         if value.item() < score:
             score, best_epoch = value.item(), epoch + 1
-            state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            best = (logits(x_val).numpy(), logits(x_test).numpy(), state)
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            best = (logits(x_val).numpy(), logits(x_test).numpy(), weights)
         waited = epoch + 1 - best_epoch >= training.patience
         if waited:
             break

@@ -23,7 +23,7 @@ from lossary.compare.collect import AT_CAP_WARNING
 from lossary.compare.metrics import METRICS, Metric
 from lossary.compare.options import Options
 from lossary.compare.report import figures
-from lossary.compare.report.curves import Curve, objective_curves
+from lossary.compare.report.curves import Curve, objective_curves, why_no_curve
 from lossary.compare.report.figures import Style
 from lossary.compare.results import CandidateResult, Comparison
 
@@ -253,10 +253,13 @@ def _curves(comparison: Comparison, views: Sequence[View], plots: _Plots) -> lis
     for index, view in enumerate(views):
         settings = _median_settings(view)
         shown = {dimension.name: settings[dimension.name] for dimension in view.candidate.space if settings}
+        if reason := why_no_curve(view.candidate):
+            panels.append(CurvePanel(view, shown, None, [], reason))
+            continue
         try:
             drawn = objective_curves(view.candidate, settings, comparison.table, epoch=comparison.plan.max_epochs - 1)
         except Exception as error:  # a user's own objective may raise anything when it meets two classes
-            problem = f"{type(error).__name__}: {error}"
+            problem = f"It could not be drawn for two classes. {type(error).__name__}: {error}"
             panels.append(CurvePanel(view, shown, None, [], problem))
             continue
         baseline = baseline or drawn

@@ -38,6 +38,15 @@ class Curve:
     gradient: npt.NDArray[Any]
 
 
+def why_no_curve(candidate: Candidate) -> str | None:
+    """Why a candidate's loss is not that of single rows, or None where a curve can be drawn."""
+    if candidate.inputs is not None or candidate.draws is not None:
+        return "It trains on rows made or chosen anew at every step, so no curve of one row says what it asks for."
+    if candidate.rows is not None:
+        return "What it asks of a row depends on how well all rows are fitted at the time, so there is no one curve."
+    return None
+
+
 def objective_curves(candidate: Candidate, settings: Mapping[str, float], table: Table, *, epoch: int) -> list[Curve]:
     """Draw a candidate's objective for a row of the most frequent and one of the rarest class.
 
@@ -102,7 +111,7 @@ def _parts(candidate: Candidate, settings: Mapping[str, float], labels: Tensor, 
 
 
 def _move_one_row(
-    candidate: Candidate, parts: Mapping[str, Tensor], batch: Tensor, row: int
+    candidate: Candidate, parts: dict[str, Tensor], batch: Tensor, row: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Margins, losses and gradients of one row of a batch."""
 
@@ -122,8 +131,14 @@ def _move_one_row(
     def contribution(margin: Tensor) -> Tensor:
         undecided = output_at(torch.zeros_like(margin)).expand(len(batch), -1)
         here = torch.arange(len(batch))[:, None] == row
-        return len(batch) * candidate.objective(torch.where(here, output_at(margin), undecided), batch, parts)
+        output = torch.where(here, output_at(margin), undecided)
+        if candidate.state is None:
+            loss: Tensor = candidate.objective(output, batch, parts)
+        else:
+            loss, _ = candidate.objective(output, batch, parts | {"row": torch.arange(len(batch))}, state)
+        return len(batch) * loss
 
+    state = {} if candidate.state is None else candidate.state(len(batch), parts)
     reach = 2.0 if candidate.head == "cosine" else REACH
     scale = float(logit_margin(torch.tensor(1.0)))
     reach = min(reach, REACH / scale)
