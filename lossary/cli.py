@@ -67,6 +67,14 @@ def compare(
     calibrate: Annotated[str, typer.Option(help="temperature, vector, isotonic or none.")] = "temperature",
     min_effect: Annotated[str, typer.Option(help="Smallest relative gain worth a recommendation.")] = "1%",
     merge_rare: Annotated[int | None, typer.Option(help="Merge classes with fewer rows than this into one.")] = None,
+    label_noise: Annotated[
+        str | None,
+        typer.Option(help="A study: percentages of training labels to make wrong, such as 0,10,20,40."),
+    ] = None,
+    imbalance: Annotated[
+        str | None,
+        typer.Option(help="A study: ratios of the most frequent to the rarest class in training, such as 1,10,50."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Output folder; lossary-compare-NAME if left out.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in the output folder.")] = False,
@@ -76,8 +84,11 @@ def compare(
     from lossary.compare.load import load_table
     from lossary.compare.options import Options
     from lossary.compare.run import compare_table
-    from lossary.compare.table import TerminalProgress, print_summary
+    from lossary.compare.study import run_study
+    from lossary.compare.table import TerminalProgress, print_study, print_summary
 
+    if label_noise is not None and imbalance is not None:
+        raise UserError("--label-noise and --imbalance are two studies; ask for one at a time.")
     options = Options(
         target=tuple(name.strip() for name in target.split(",")) if target else (),
         task=task,  # type: ignore[arg-type]
@@ -100,6 +111,23 @@ def compare(
         data, options.target, task=options.task, groups=options.groups, merge_rare=merge_rare, folds=folds
     )
     folder = out or Path(f"lossary-compare-{table.name}")
+    if label_noise is not None or imbalance is not None:
+        folder = out or Path(f"lossary-compare-{table.name}-{'imbalance' if label_noise is None else 'label-noise'}")
+        with TerminalProgress(console) as progress:
+            study = run_study(
+                table,
+                options,
+                "imbalance" if label_noise is None else "label_noise",
+                parse_levels(imbalance, "--imbalance", "1,10,50")
+                if label_noise is None
+                else [level / 100 for level in parse_levels(label_noise, "--label-noise", "0,10,20,40")],
+                out=folder,
+                fresh=fresh,
+                progress=progress,
+                started=started,
+            )
+        print_study(study, console, report=folder / "report.html")
+        return
     with TerminalProgress(console) as progress:
         comparison = compare_table(table, options, out=folder, fresh=fresh, progress=progress, started=started)
     print_summary(comparison, console, report=folder / "report.html")
@@ -198,6 +226,14 @@ def parse_bytes(text: str) -> int:
     """Bytes of a size such as 4GB, 500MB or 2GiB."""
     units = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30, "m": 10**6, "g": 10**9}
     return int(_parse(text, r"(\d+(?:\.\d+)?)\s*(mi?b|gi?b|m|g)", units, "--memory", "4GB"))
+
+
+def parse_levels(text: str | None, option: str, example: str) -> list[float]:
+    """Numbers with commas between, such as 0,10,20,40; a percent sign behind each is taken too."""
+    parts = [part.strip() for part in (text or "").replace("%", "").split(",")]
+    if not all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts):
+        raise UserError(f"{option} is {text!r}; wanted numbers with commas between, such as {example}.")
+    return [float(part) for part in parts]
 
 
 def parse_share(text: str) -> float:

@@ -72,7 +72,7 @@ def build_best(
     rule = DecisionRule()
     if METRICS[options.metric].kind == "decision":
         validation = np.concatenate([m.calibrator.log_probabilities(m.validation_logits) for m in members])
-        target = np.concatenate([table.target[rows] for _, rows in split.inner])
+        target = np.concatenate([table.seen_target[rows] for _, rows in split.inner])
         rule = tune_decision(validation, target, task=table.task, metric=options.metric)
     weights = {
         f"{index}.{name}": np.ascontiguousarray(value)

@@ -153,7 +153,7 @@ def choose(requested: Sequence[str], table: Table) -> list[tuple[Candidate, str]
     Cross-entropy always competes; on imbalanced data class-weighted cross-entropy does too; a candidate with another
     head brings its control.
     """
-    labels = labels_of(table.task, table.target, table.num_outputs)
+    labels = labels_of(table.task, table.seen_target, table.num_outputs)
     chosen: dict[str, str] = {"cross_entropy": "the baseline that every verdict refers to"}
     if labels.imbalanced:
         chosen["weighted_cross_entropy"] = "classes are imbalanced: the usual remedy, as a second baseline"

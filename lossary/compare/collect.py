@@ -18,7 +18,7 @@ from lossary.compare.decide import DecisionRule, tune_decision
 from lossary.compare.journal import Journal, best_of, trials_of
 from lossary.compare.judge import judge
 from lossary.compare.load import Table
-from lossary.compare.metrics import METRICS, Metric, ece, evaluate
+from lossary.compare.metrics import METRICS, ece, evaluate
 from lossary.compare.options import Options, Task
 from lossary.compare.plan import Plan
 from lossary.compare.results import CandidateResult, Comparison
@@ -85,7 +85,7 @@ def collect(
         )
     metric = METRICS[options.metric]
     judgement = judge(
-        {result.name: _scores(result, metric) for result in results},
+        {result.name: split_scores(result, metric.name) for result in results},
         folds=plan.folds,
         higher_is_better=metric.higher_is_better,
         min_effect=options.min_effect,
@@ -93,6 +93,13 @@ def collect(
         seed=options.seed,
     )
     return Comparison(table, options, plan, results, judgement, metric, fits, notes, out=None, seconds=0.0, versions={})
+
+
+def split_scores(result: CandidateResult, metric: str) -> Array:
+    """A metric, as judged, of every split in their order (J,)."""
+    metrics = result.metrics
+    chosen = metrics[(metrics["metric"] == metric) & (metrics["form"] == "judged")]
+    return chosen.sort_values("split")["value"].to_numpy(dtype=np.float64)
 
 
 def _finished_repeats(
@@ -225,7 +232,7 @@ def _predict(candidate: Candidate, split: Split, trial: int, table: Table, journ
     judged = [member.calibrator.log_probabilities(member.test_logits) for member in members]
     as_trained = [_raw_log_probabilities(member.test_logits, table.task) for member in members]
     validation = np.concatenate([m.calibrator.log_probabilities(m.validation_logits) for m in members])
-    target = np.concatenate([table.target[rows] for _, rows in split.inner])
+    target = np.concatenate([table.seen_target[rows] for _, rows in split.inner])
     rules = {
         name: tune_decision(validation, target, task=table.task, metric=name)
         for name, metric in METRICS.items()
@@ -259,13 +266,6 @@ def _metric_rows(repeat: Sequence[_Prediction], table: Table) -> Iterator[dict[s
                     decisions = prediction.decisions(form, name, task)
                     scores = evaluate(prediction.log_probabilities[form], decisions, target, task=task, metrics=[name])
                     yield place | {"metric": name, "value": scores[name]}
-
-
-def _scores(result: CandidateResult, metric: Metric) -> Array:
-    """The primary metric of every split, in their order (J,)."""
-    metrics = result.metrics
-    chosen = metrics[(metrics["metric"] == metric.name) & (metrics["form"] == "judged")]
-    return chosen.sort_values("split")["value"].to_numpy(dtype=np.float64)
 
 
 def _recall(predictions: Sequence[_Prediction], table: Table, options: Options) -> pd.DataFrame:

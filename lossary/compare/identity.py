@@ -29,6 +29,8 @@ OPTIONS = (
     "calibrate",
     "merge_rare",
     "seed",
+    "label_noise",
+    "imbalance",
 )
 """Options that bear on what is trained. Budget and memory act through the plan alone, which a resumed run follows;
 ``min_effect`` acts on the verdicts, which are made anew from the journal each time."""

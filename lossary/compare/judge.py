@@ -86,6 +86,7 @@ def judge(
     higher_is_better: bool,
     min_effect: float = 0.01,
     baseline: str = "cross_entropy",
+    tests: int = 1,
     seed: int = 0,
 ) -> Judgement:
     """Judge the candidates on their scores by split.
@@ -96,19 +97,21 @@ def judge(
         higher_is_better: Direction of the metric.
         min_effect: Smallest gain, relative to the baseline's mean, that is worth a recommendation.
         baseline: The candidate that the others are held against.
+        tests: How many metrics are judged in this way; intervals hold for all of them together.
         seed: Seed of the posterior's draws.
     """
     sign = 1.0 if higher_is_better else -1.0
     means = {name: float(np.mean(values)) for name, values in scores.items()}
     others = [name for name in scores if name != baseline]
     splits = len(scores[baseline])
+    comparisons = tests * len(others)
     worth = min_effect * abs(means[baseline])
     best = _probability_best({name: sign * values for name, values in scores.items()}, folds, seed)
     verdicts = {}
     for name, values in scores.items():
         differences = sign * (np.asarray(values, dtype=np.float64) - scores[baseline])
         mean = float(np.mean(differences))
-        low, high = interval(differences, folds=folds, comparisons=len(others))
+        low, high = interval(differences, folds=folds, comparisons=comparisons)
         word: Word = "baseline" if name == baseline else _word(low, high, worth)
         verdicts[name] = Verdict(
             name,
@@ -119,17 +122,17 @@ def judge(
             mean / abs(means[baseline]) if means[baseline] else 0.0,
             word,
             best[name],
-            math.nan if name == baseline else detectable_difference(differences, folds=folds, comparisons=len(others)),
+            math.nan if name == baseline else detectable_difference(differences, folds=folds, comparisons=comparisons),
         )
     improvements = {name: sign * (np.asarray(scores[name]) - scores[baseline]) for name in others}
-    recommended = recommend(improvements, folds=folds, worth=worth) or baseline
-    tied = _tied(scores, recommended, others, folds, sign) if recommended != baseline else ()
+    recommended = recommend(improvements, folds=folds, worth=worth, tests=tests) or baseline
+    tied = _tied(scores, recommended, comparisons, folds, sign) if recommended != baseline else ()
     detectable = min((v.detectable for v in verdicts.values() if not math.isnan(v.detectable)), default=math.nan)
     sentence = _sentence(verdicts, recommended, baseline, tied, splits)
     return Judgement(verdicts, recommended, tied, sentence, detectable)
 
 
-def recommend(improvements: Mapping[str, Array], *, folds: int, worth: float) -> str | None:
+def recommend(improvements: Mapping[str, Array], *, folds: int, worth: float, tests: int = 1) -> str | None:
     """The candidate to use instead of the baseline, or None.
 
     Of those whose interval lies above zero and whose mean improvement is worth it, the one that improves most.
@@ -138,12 +141,13 @@ def recommend(improvements: Mapping[str, Array], *, folds: int, worth: float) ->
         improvements: For each candidate its improvements over the baseline by split ``(J,)``.
         folds: Outer folds.
         worth: Smallest improvement that is worth a recommendation.
+        tests: How many metrics are judged together.
     """
     means = {name: float(np.mean(values)) for name, values in improvements.items()}
     worthy = [
         name
         for name, values in improvements.items()
-        if means[name] >= worth and interval(values, folds=folds, comparisons=len(improvements))[0] > 0
+        if means[name] >= worth and interval(values, folds=folds, comparisons=tests * len(improvements))[0] > 0
     ]
     return max(worthy, key=means.__getitem__, default=None)
 
@@ -206,12 +210,12 @@ def _probability_best(scores: Mapping[str, Array], folds: int, seed: int) -> dic
     return dict(zip(scores, (best / best.sum(1, keepdims=True)).mean(0).tolist(), strict=True))
 
 
-def _tied(scores: Mapping[str, Array], recommended: str, others: list[str], folds: int, sign: float) -> tuple[str, ...]:
+def _tied(scores: Mapping[str, Array], recommended: str, comparisons: int, folds: int, sign: float) -> tuple[str, ...]:
     tied = []
     for name in scores:
         if name != recommended:
             low, high = interval(
-                sign * (np.asarray(scores[recommended]) - scores[name]), folds=folds, comparisons=len(others)
+                sign * (np.asarray(scores[recommended]) - scores[name]), folds=folds, comparisons=comparisons
             )
             if low <= 0 <= high:
                 tied.append(name)

@@ -43,6 +43,8 @@ class Table:
         groups: Group codes (n,) int64, or None.
         warnings: What was assumed, and what would spoil the answer: a sentence each.
         fingerprint: SHA-256 over everything here that bears on numbers.
+        training_target: What training and validation rows are said to be, where that is not ``target`` (as a study
+            of wrong labels wants it); None where it is.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Table:
     groups: npt.NDArray[np.int64] | None
     warnings: tuple[str, ...]
     fingerprint: str
+    training_target: npt.NDArray[Any] | None = None
+
+    @property
+    def seen_target(self) -> npt.NDArray[Any]:
+        """Labels as training and validation see them."""
+        return self.target if self.training_target is None else self.training_target
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ class Options:
         min_effect: Smallest relative gain worth a recommendation.
         merge_rare: Classes with fewer rows than this are merged into one.
         seed: Seed of everything that is drawn.
+        label_noise: Share of training and validation labels that are made wrong, in [0, 1).
+        imbalance: Training rows of the most frequent class for one of the rarest; None leaves them as they are.
     """
 
     target: tuple[str, ...]
@@ -52,6 +54,8 @@ class Options:
     min_effect: float = 0.01
     merge_rare: int | None = None
     seed: int = 0
+    label_noise: float = 0.0
+    imbalance: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("task", self.task, TASKS)
@@ -68,6 +72,10 @@ class Options:
             _at_least("merge-rare", self.merge_rare, 2)
         if not 0 <= self.min_effect < 1:
             raise UserError(f"--min-effect is {self.min_effect:g}; wanted a share from 0% to below 100%, such as 1%.")
+        if not 0 <= self.label_noise < 1:
+            raise UserError(f"--label-noise is {100 * self.label_noise:g}%; wanted 0% or more, and below 100%.")
+        if self.imbalance is not None:
+            _at_least("imbalance", self.imbalance, 1)
         if len(set(self.objectives)) != len(self.objectives):
             raise UserError(f"--objectives names one objective twice: {', '.join(self.objectives)}.")
 

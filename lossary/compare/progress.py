@@ -15,6 +15,9 @@ from lossary.compare.work import StackJob
 class Progress:
     """What a run calls as it goes, from the thread that started it. This one says nothing; override what to show."""
 
+    def study_level(self, name: str, place: int, count: int) -> None:
+        """The comparison of a study's level begins, the one at ``place`` from 0 of ``count``."""
+
     def planning(self, table: Table, options: Options, candidates: Sequence[tuple[Candidate, str]]) -> None:
         """The candidates are chosen, each with the reason why, and a plan is being made or read."""
 

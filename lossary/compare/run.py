@@ -20,6 +20,7 @@ import torch
 from lossary.compare.artifact import build_best
 from lossary.compare.candidates import Candidate, choose, get_candidate
 from lossary.compare.collect import collect
+from lossary.compare.handicap import flip_labels
 from lossary.compare.identity import identity, versions
 from lossary.compare.journal import WORK, Journal
 from lossary.compare.load import Table
@@ -51,6 +52,7 @@ def compare_table(
     fresh: bool = False,
     progress: Progress | None = None,
     started: float | None = None,
+    best: bool = True,
 ) -> Comparison:
     """Compare objectives on a table.
 
@@ -61,6 +63,7 @@ def compare_table(
         fresh: Start over in that folder.
         progress: Is told what happens.
         started: ``time.monotonic()`` when the command began, from which a budget counts; None is now.
+        best: Whether the recommended objective is trained on all rows into ``best/``.
 
     Raises:
         UserError: Data, options and folder do not go together; a stack failed; or the budget ended before there was
@@ -68,6 +71,7 @@ def compare_table(
     """
     started = time.monotonic() if started is None else started
     _check_metric(options.metric)
+    table = flip_labels(table, options.label_noise, options.seed)
     end = math.inf if options.budget is None else started + options.budget - REPORT_SECONDS
     device = _device(options.device)
     progress = progress or Progress()
@@ -90,13 +94,19 @@ def compare_table(
         scheduler = bench.scheduler(plan, "folds")
         refusals = {candidate.name: vmap_refuses(candidate, scheduler.training) for candidate in candidates}
         chains = [Chain(candidate, split) for split in outer for candidate in candidates]
-        scheduler.train("Comparing", chains, deadline=lambda: end - best_seconds(plan, journal.stack_seconds()))
+        best = best and out is not None
+
+        def deadline() -> float:
+            return end - best_seconds(plan, journal.stack_seconds()) if best else end
+
+        scheduler.train("Comparing", chains, deadline=deadline)
         comparison = collect(table, options, plan, candidates, outer, journal, refusals)
 
-        if out is not None:
-            best = Chain(get_candidate(comparison.judgement.recommended, table.task), everything)
-            if scheduler.train("Training best/", [best], deadline=lambda: end, keep_weights=True):
-                build_best(table, options, best.candidate, everything, journal, out / "best")
+        if best:
+            assert out is not None
+            chain = Chain(get_candidate(comparison.judgement.recommended, table.task), everything)
+            if scheduler.train("Training best/", [chain], deadline=lambda: end, keep_weights=True):
+                build_best(table, options, chain.candidate, everything, journal, out / "best")
             else:
                 comparison.notes.append(
                     "The budget ended before best/ was trained. The same command with a larger --budget trains it."
@@ -142,7 +152,14 @@ def _make_plan(bench: _Bench, candidates: Sequence[Candidate], device: str, star
     table, options = bench.table, bench.options
 
     def splits(repeats: int, row_cap: int | None) -> list[Split]:
-        return make_splits(table, folds=options.folds, repeats=repeats, seed=options.seed, row_cap=row_cap)
+        return make_splits(
+            table,
+            folds=options.folds,
+            repeats=repeats,
+            seed=options.seed,
+            row_cap=row_cap,
+            imbalance=options.imbalance,
+        )
 
     first = splits(1, None)[0]
     rows = len(first.train)
@@ -169,7 +186,8 @@ def _make_plan(bench: _Bench, candidates: Sequence[Candidate], device: str, star
             rows=rows,
             inner=len(first.inner),
         )
-    chosen = [*splits(plan.repeats, plan.row_cap), final_split(table, seed=options.seed, row_cap=plan.row_cap)]
+    everything = final_split(table, seed=options.seed, row_cap=plan.row_cap, imbalance=options.imbalance)
+    chosen = [*splits(plan.repeats, plan.row_cap), everything]
     bench.journal.write_plan(plan, chosen)
     return plan, chosen
 

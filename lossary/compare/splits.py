@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lossary.compare.handicap import thin_classes
 from lossary.core.errors import UserError
 from lossary.core.seeding import derive
 
@@ -47,7 +48,15 @@ class Split:
     inner: tuple[Pair, ...]
 
 
-def make_splits(table: Table, *, folds: int, repeats: int, seed: int, row_cap: int | None = None) -> list[Split]:
+def make_splits(
+    table: Table,
+    *,
+    folds: int,
+    repeats: int,
+    seed: int,
+    row_cap: int | None = None,
+    imbalance: float | None = None,
+) -> list[Split]:
     """Repeated K-fold, stratified by the labels; no unit of :func:`row_units` is ever cut, outer or inner.
 
     The splits are a function of the labels, the units and the seed.
@@ -58,6 +67,7 @@ def make_splits(table: Table, *, folds: int, repeats: int, seed: int, row_cap: i
         repeats: Repeats.
         seed: Seed.
         row_cap: Most outer training rows; more are thinned out, stratified, before the inner split.
+        imbalance: Rows of the most frequent class for one of the rarest, to which outer training rows are thinned.
 
     Raises:
         UserError: There are too few units, or every training part cannot have every class.
@@ -66,21 +76,28 @@ def make_splits(table: Table, *, folds: int, repeats: int, seed: int, row_cap: i
     if (found := len(np.unique(units))) < folds:
         raise UserError(_too_few(table, found, folds))
     everything = np.arange(len(table.target))
-    three = _is_small(len(everything) * (folds - 1) // folds, row_cap)
+    kept = len(everything) if imbalance is None else len(thin_classes(everything, table, imbalance, seed))
+    three = _is_small(kept * (folds - 1) // folds, row_cap)
     splits = []
     for repeat in range(repeats):
         part = _deal(_indicators(table), units, folds, derive(seed, "outer", repeat))
         for fold in range(folds):
             index = repeat * folds + fold
-            train = _thinned(everything[part != fold], table, row_cap, derive(seed, "cap", index))
+            train = everything[part != fold]
+            if imbalance is not None:
+                train = thin_classes(train, table, imbalance, derive(seed, "imbalance", index))
+            train = _thinned(train, table, row_cap, derive(seed, "cap", index))
             inner = _inner(train, table, units, three, derive(seed, "inner", index))
             splits.append(Split(index, repeat, fold, train, everything[part == fold], inner))
     return splits
 
 
-def final_split(table: Table, *, seed: int, row_cap: int | None = None) -> Split:
+def final_split(table: Table, *, seed: int, row_cap: int | None = None, imbalance: float | None = None) -> Split:
     """The split of ``best/``: all rows for training, none for test; index, repeat and fold are -1."""
-    train = _thinned(np.arange(len(table.target)), table, row_cap, derive(seed, "cap", -1))
+    train = np.arange(len(table.target))
+    if imbalance is not None:
+        train = thin_classes(train, table, imbalance, derive(seed, "imbalance", -1))
+    train = _thinned(train, table, row_cap, derive(seed, "cap", -1))
     three = _is_small(len(train), row_cap)
     return Split(
         -1, -1, -1, train, np.arange(0), _inner(train, table, row_units(table), three, derive(seed, "inner", -1))

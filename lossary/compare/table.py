@@ -22,9 +22,11 @@ from lossary.compare.options import Options
 from lossary.compare.plan import Plan
 from lossary.compare.progress import Progress
 from lossary.compare.results import Comparison
+from lossary.compare.study import Study
 from lossary.compare.work import StackJob
 
 STYLES = {"better": "bold green", "worse": "red", "equivalent": "", "undecided": "dim", "baseline": "dim"}
+SIGNS = {"better": "+", "worse": "-", "equivalent": "=", "undecided": "?", "baseline": " "}
 LOG_STEPS = 10
 """Lines of progress per phase where the output is no terminal."""
 
@@ -47,6 +49,38 @@ def print_summary(comparison: Comparison, console: Console, *, report: Path | No
         _say(console, f"Smallest difference that this run would have found in four of five cases: {detectable}.")
     for note in comparison.notes:
         _say(console, f"Note: {note}")
+    if report is not None:
+        console.print(Text(f"Report: {report}"), soft_wrap=True)
+
+
+def print_study(study: Study, console: Console, *, report: Path | None = None) -> None:
+    """Print a table for each metric: objectives by levels.
+
+    Args:
+        study: What to print.
+        console: Where.
+        report: Path of the report, named in the last line.
+    """
+    titles = {result.name: result.title for level in study.levels for result in level.comparison.candidates}
+    for metric in study.metrics:
+        table = RichTable(box=None, pad_edge=False, header_style="dim", expand=False)
+        table.add_column(METRICS[metric].title, overflow="fold")
+        for level in study.levels:
+            shown = f"{100 * level.level:g}%" if study.handicap == "label_noise" else f"{level.level:g} : 1"
+            table.add_column(shown, justify="right", no_wrap=True)
+        for name, title in titles.items():
+            verdicts = [level.judgements[metric].verdicts.get(name) for level in study.levels]
+            cells = [
+                Text("") if v is None else Text(f"{wording.number(v.mean)} {SIGNS[v.verdict]}", style=STYLES[v.verdict])
+                for v in verdicts
+            ]
+            table.add_row(Text(title), *cells)
+        console.print("", table, sep="\n")
+    console.print()
+    _say(console, "+ better than cross-entropy, - worse, = equivalent, ? undecided.", style="dim")
+    if study.handicap == "label_noise":
+        _say(console, "Test labels are as given; log-loss is that of probabilities calibrated on the noisy rows.")
+    _say(console, study.sentence, style="bold")
     if report is not None:
         console.print(Text(f"Report: {report}"), soft_wrap=True)
 
@@ -121,6 +155,13 @@ class TerminalProgress(Progress):
             self._titles[candidate.name] = candidate.title
             reasons.add_row(Text(candidate.title), Text(reason, style="dim"))
         self._console.print(reasons)
+
+    def study_level(self, name: str, place: int, count: int) -> None:
+        """Say which level comes."""
+        self._end_phase()
+        self._phase = ""
+        self._console.print()
+        _say(self._console, f"Level {place + 1} of {count}: {name}", style="bold")
 
     def planned(self, plan: Plan) -> None:
         """Say how much there is to do."""

@@ -114,7 +114,7 @@ class FoldStore:
     ) -> Path:
         folder = self._folder / f"{split.index}-{inner}"
         if not folder.exists():
-            features, target = self._table.features, self._table.target
+            features, target = self._table.features, self._table.seen_target
             preprocessor = make_preprocessor(features.iloc[train]).fit(features.iloc[train])
             folder.mkdir(parents=True)
             for name, rows in (("train", train), ("val", validation), ("test", split.test)):

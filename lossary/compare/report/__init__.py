@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +64,40 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     aside.replace(path)
 
 
-def _render(comparison: Comparison) -> str:
+class Plots:
+    """The figures of a page by the id of their place."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+
+    def add(self, place: str, figure: go.Figure) -> str:
+        """Keep a figure for a place of the page; returns the place."""
+        drawn = figure.to_plotly_json()
+        drawn["layout"].pop("template", None)  # Plotly's own; the page has one for all figures
+        self.figures[place] = drawn
+        return place
+
+
+def frame(title: str, sections: Mapping[str, str], plots: Plots) -> dict[str, Any]:
+    """What the frame of a page (``base.html``) is filled with."""
     folder = Path(__file__).parent
+    return {
+        "title": title,
+        "sections": sections,
+        "figures": plots.figures,
+        "theme": figures.THEME,
+        "dark": figures.DARK,
+        # Files of this package and plotly.js: trusted as they are.
+        "css": Markup((folder / "page.css").read_text(encoding="utf-8")),
+        "script": Markup((folder / "page.js").read_text(encoding="utf-8")),
+        "plotly": Markup(plotly.offline.get_plotlyjs()),
+    }
+
+
+def render(template: str, frame: Mapping[str, Any], **values: Any) -> str:
+    """Fill a template of this folder."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -76,18 +106,23 @@ def _render(comparison: Comparison) -> str:
     words = (wording.number, wording.signed, wording.percent, wording.duration, wording.listing, wording.sentence_case)
     environment.filters |= {word.__name__: word for word in words}
     environment.globals["interval"] = wording.interval
+    return environment.get_template(template).render(**frame, **values)
+
+
+def _render(comparison: Comparison) -> str:
     views = _views(comparison)
     by_name = {view.name: view for view in views}
     ranked = [by_name[result.name] for result in wording.ranked(comparison)]
-    plots = _Plots()
-    return environment.get_template("page.html").render(
+    plots = Plots()
+    return render(
+        "page.html",
+        frame(f"{comparison.table.name}: which objective?", SECTIONS, plots),
         comparison=comparison,
         table=comparison.table,
         options=comparison.options,
         plan=comparison.plan,
         metric=comparison.metric,
         judgement=comparison.judgement,
-        sections=SECTIONS,
         views=views,
         by_name=by_name,
         ranked=ranked,
@@ -107,13 +142,6 @@ def _render(comparison: Comparison) -> str:
         histories=_histories(comparison, views, plots),
         ranges=_ranges(comparison, views),
         tunings=wording.tunings(comparison),
-        figures=plots.figures,
-        theme=figures.THEME,
-        dark=figures.DARK,
-        # Files of this package and plotly.js: trusted as they are.
-        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup(plotly.offline.get_plotlyjs()),
     )
 
 
@@ -135,19 +163,6 @@ class View:
     def title(self) -> str:
         """Its name for people."""
         return self.result.title
-
-
-class _Plots:
-    """The figures of a page by the id of their place."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, Any] = {}
-
-    def add(self, place: str, figure: go.Figure) -> str:
-        drawn = figure.to_plotly_json()
-        drawn["layout"].pop("template", None)  # Plotly's own; the page has one for all figures
-        self.figures[place] = drawn
-        return place
 
 
 def _views(comparison: Comparison) -> list[View]:
@@ -200,7 +215,7 @@ def _over_splits(view: View, metric: Metric, form: str, how: str) -> float:
     return float(values.agg(how))
 
 
-def _reliability(comparison: Comparison, views: Sequence[View], plots: _Plots) -> list[tuple[View, str, float, float]]:
+def _reliability(comparison: Comparison, views: Sequence[View], plots: Plots) -> list[tuple[View, str, float, float]]:
     """(view, figure, ECE as trained, ECE calibrated) of every candidate."""
     ece = _metric_table(METRICS["ece"], views, primary=False)
     return [
@@ -247,7 +262,7 @@ class CurvePanel:
     problem: str = ""
 
 
-def _curves(comparison: Comparison, views: Sequence[View], plots: _Plots) -> list[CurvePanel]:
+def _curves(comparison: Comparison, views: Sequence[View], plots: Plots) -> list[CurvePanel]:
     panels: list[CurvePanel] = []
     baseline: list[Curve] = []
     for index, view in enumerate(views):
@@ -275,7 +290,7 @@ def _median_settings(view: View) -> dict[str, float]:
     return {dimension.name: float(chosen[dimension.name].median()) for dimension in view.candidate.dimensions}
 
 
-def _histories(comparison: Comparison, views: Sequence[View], plots: _Plots) -> list[tuple[View, str, float, int]]:
+def _histories(comparison: Comparison, views: Sequence[View], plots: Plots) -> list[tuple[View, str, float, int]]:
     """(view, figure, median of the best scores, trials that diverged) of every candidate."""
     higher = comparison.metric.higher_is_better
     trials = {view.name: _in_metric_units(view.result.trials, higher) for view in views}
@@ -349,6 +364,8 @@ def _command(options: Options, data: str) -> str:
         value = getattr(options, field.name)
         if value == field.default:
             continue
+        if field.name == "label_noise":  # a percentage on the command line
+            value = 100 * value
         text = ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
         words += [f"--{field.name.replace('_', '-')}", text]
     return shlex.join(words)
