@@ -337,20 +337,21 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    value = module(input, target)
+    arguments = spec.arguments(input, target)
+    value = module(**arguments)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(twin(input, target), value)
+        torch.testing.assert_close(twin(**arguments), value)
     fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh(input, target), value)
+    torch.testing.assert_close(fresh(**arguments), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    torch.testing.assert_close(torch.func.functional_call(module, state, (input, target)), value)
+    torch.testing.assert_close(torch.func.functional_call(module, state, (), arguments), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
     times = torch.arange(1.0, ROWS + 1)
     torch.testing.assert_close(
-        module(input, target, sample_weight=times, normalizer=2.0),
+        module(**arguments, sample_weight=times, normalizer=2.0),
         evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
     )
 
@@ -407,7 +408,7 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    result = spec.function(input, target, **{**required, **options})
+    result = spec.function(**spec.arguments(input, target), **{**required, **options})
     return result[0] if spec.stateful else result
 
 
@@ -415,10 +416,12 @@ def continuous(spec: Registered) -> dict[str, Tensor]:
     """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
     found: dict[str, Tensor] = {}
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name != "normalizer":
+        known = parameter.default is not parameter.empty and name != "normalizer"  # without a default: from the example
+        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in spec.example(CLASSES).items():
-        found[name] = torch.as_tensor(value)
+        if not isinstance(value, str):
+            found[name] = torch.as_tensor(value)
     return found
 
 

@@ -33,6 +33,12 @@ from lossary.classification.margin import (
     long_tailed_counts,
     subsample_long_tailed,
 )
+from lossary.classification.mixing import (
+    RegMixupLoss,
+    mixup,
+    predictive_entropy,
+    regmixup_loss,
+)
 from lossary.classification.noise import (
     ActivePassiveLoss,
     GeneralizedCrossEntropyLoss,
@@ -100,6 +106,7 @@ __all__ = [
     "Poly1SigmoidFocalLoss",
     "PolyCrossEntropyLoss",
     "PolySeriesLoss",
+    "RegMixupLoss",
     "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
     "SigmoidFocalLoss",
@@ -118,6 +125,7 @@ __all__ = [
     "ldam_margins",
     "long_tailed_counts",
     "mean_absolute_error_loss",
+    "mixup",
     "normalize_loss",
     "normalized_cross_entropy_loss",
     "normalized_focal_loss",
@@ -129,7 +137,9 @@ __all__ = [
     "poly1_sigmoid_focal_loss",
     "poly_cross_entropy_loss",
     "poly_series_loss",
+    "predictive_entropy",
     "prior_bias_",
+    "regmixup_loss",
     "rescaled_square_loss",
     "reverse_cross_entropy_loss",
     "sigmoid_focal_loss",

@@ -34,6 +34,7 @@ class Registered:
         function: The pure form.
         kind: What it is called with.
         example: Arguments that it cannot do without, given the number of classes.
+        arguments: From rows (input, target) to its arguments, for those that want more tensors than these two.
         unbounded: Whether +inf is a legitimate value at extreme logits.
         exempt: Checks of the contract that it does not undergo, each with its reason.
         stateful: Whether it returns ``(loss, new state)``.
@@ -45,6 +46,7 @@ class Registered:
     function: Callable[..., Any]
     kind: Kind
     example: Callable[[int], dict[str, Any]]
+    arguments: Callable[[Any, Any], dict[str, Any]]
     unbounded: bool
     exempt: Mapping[str, str]
     stateful: bool
@@ -64,6 +66,7 @@ def objective(
     kind: Kind,
     *,
     example: Callable[[int], dict[str, Any]] = lambda num_classes: {},
+    arguments: Callable[[Any, Any], dict[str, Any]] = lambda input, target: {"input": input, "target": target},
     unbounded: bool = False,
     exempt: Mapping[str, str] | None = None,
     stateful: bool = False,
@@ -75,7 +78,9 @@ def objective(
         if name in _REGISTER and _REGISTER[name].function.__module__ != function.__module__:  # a re-import may repeat
             raise ValueError(f"{name} is registered twice: by {_REGISTER[name].function.__module__} and here.")
         family = function.__module__.split(".")[1]
-        _REGISTER[name] = Registered(name, family, function, kind, example, unbounded, dict(exempt or {}), stateful)
+        _REGISTER[name] = Registered(
+            name, family, function, kind, example, arguments, unbounded, dict(exempt or {}), stateful
+        )
         return function
 
     return enter
