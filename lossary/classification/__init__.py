@@ -74,6 +74,13 @@ from lossary.classification.poly import (
     poly_cross_entropy_loss,
     poly_series_loss,
 )
+from lossary.classification.sets import (
+    OddKOutSampler,
+    OKOHead,
+    OKOLoss,
+    oko_loss,
+    oko_soft_targets,
+)
 from lossary.classification.squentropy import (
     RescaledSquareLoss,
     SquentropyLoss,
@@ -101,6 +108,9 @@ __all__ = [
     "NormalizedLinear",
     "NormalizedMeanAbsoluteErrorLoss",
     "NormalizedReverseCrossEntropyLoss",
+    "OKOHead",
+    "OKOLoss",
+    "OddKOutSampler",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
     "Poly1SigmoidFocalLoss",
@@ -132,6 +142,8 @@ __all__ = [
     "normalized_generalized_cross_entropy_loss",
     "normalized_mean_absolute_error_loss",
     "normalized_reverse_cross_entropy_loss",
+    "oko_loss",
+    "oko_soft_targets",
     "poly1_cross_entropy_loss",
     "poly1_focal_loss",
     "poly1_sigmoid_focal_loss",
