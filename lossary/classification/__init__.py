@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lossary.classification.adversarial import pgd_attack
 from lossary.classification.asymmetric import (
     AdaptiveAsymmetricLoss,
     AsymmetricLoss,
@@ -10,6 +11,17 @@ from lossary.classification.asymmetric import (
     adaptive_asymmetric_loss,
     asymmetric_loss,
     asymmetric_softmax_loss,
+)
+from lossary.classification.comp_sum import (
+    AdversarialCompSum,
+    CompSumLoss,
+    SmoothAdversarialCompSumLoss,
+    comp_sum_bound,
+    comp_sum_loss,
+    comp_sum_minimal_risk,
+    comp_sum_transform,
+    margin_vector,
+    smooth_adversarial_comp_sum_loss,
 )
 from lossary.classification.focal import (
     FocalLoss,
@@ -78,9 +90,11 @@ from lossary.classification.squentropy import (
 __all__ = [
     "ActivePassiveLoss",
     "AdaptiveAsymmetricLoss",
+    "AdversarialCompSum",
     "AsymmetricLoss",
     "AsymmetricSoftmaxLoss",
     "AsymmetryState",
+    "CompSumLoss",
     "DeferredResampling",
     "DeferredReweighting",
     "FocalLoss",
@@ -103,12 +117,17 @@ __all__ = [
     "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "SmoothAdversarialCompSumLoss",
     "SquentropyLoss",
     "SymmetricCrossEntropyLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
     "asymmetric_loss",
     "asymmetric_softmax_loss",
+    "comp_sum_bound",
+    "comp_sum_loss",
+    "comp_sum_minimal_risk",
+    "comp_sum_transform",
     "effective_number_weights",
     "focal_loss",
     "focal_star_loss",
@@ -117,6 +136,7 @@ __all__ = [
     "ldam_loss",
     "ldam_margins",
     "long_tailed_counts",
+    "margin_vector",
     "mean_absolute_error_loss",
     "normalize_loss",
     "normalized_cross_entropy_loss",
@@ -124,6 +144,7 @@ __all__ = [
     "normalized_generalized_cross_entropy_loss",
     "normalized_mean_absolute_error_loss",
     "normalized_reverse_cross_entropy_loss",
+    "pgd_attack",
     "poly1_cross_entropy_loss",
     "poly1_focal_loss",
     "poly1_sigmoid_focal_loss",
@@ -133,6 +154,7 @@ __all__ = [
     "rescaled_square_loss",
     "reverse_cross_entropy_loss",
     "sigmoid_focal_loss",
+    "smooth_adversarial_comp_sum_loss",
     "squentropy_loss",
     "subsample_long_tailed",
     "symmetric_cross_entropy_loss",
