@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lossary.classification.adversarial import pgd_attack
 from lossary.classification.asymmetric import (
     AdaptiveAsymmetricLoss,
     AsymmetricLoss,
@@ -10,6 +11,17 @@ from lossary.classification.asymmetric import (
     adaptive_asymmetric_loss,
     asymmetric_loss,
     asymmetric_softmax_loss,
+)
+from lossary.classification.comp_sum import (
+    AdversarialCompSum,
+    CompSumLoss,
+    SmoothAdversarialCompSumLoss,
+    comp_sum_bound,
+    comp_sum_loss,
+    comp_sum_minimal_risk,
+    comp_sum_transform,
+    margin_vector,
+    smooth_adversarial_comp_sum_loss,
 )
 from lossary.classification.focal import (
     FocalLoss,
@@ -91,9 +103,11 @@ from lossary.classification.squentropy import (
 __all__ = [
     "ActivePassiveLoss",
     "AdaptiveAsymmetricLoss",
+    "AdversarialCompSum",
     "AsymmetricLoss",
     "AsymmetricSoftmaxLoss",
     "AsymmetryState",
+    "CompSumLoss",
     "DeferredResampling",
     "DeferredReweighting",
     "FocalLoss",
@@ -120,12 +134,17 @@ __all__ = [
     "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "SmoothAdversarialCompSumLoss",
     "SquentropyLoss",
     "SymmetricCrossEntropyLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
     "asymmetric_loss",
     "asymmetric_softmax_loss",
+    "comp_sum_bound",
+    "comp_sum_loss",
+    "comp_sum_minimal_risk",
+    "comp_sum_transform",
     "effective_number_weights",
     "focal_loss",
     "focal_star_loss",
@@ -134,6 +153,7 @@ __all__ = [
     "ldam_loss",
     "ldam_margins",
     "long_tailed_counts",
+    "margin_vector",
     "mean_absolute_error_loss",
     "mixup",
     "normalize_loss",
@@ -144,6 +164,7 @@ __all__ = [
     "normalized_reverse_cross_entropy_loss",
     "oko_loss",
     "oko_soft_targets",
+    "pgd_attack",
     "poly1_cross_entropy_loss",
     "poly1_focal_loss",
     "poly1_sigmoid_focal_loss",
@@ -155,6 +176,7 @@ __all__ = [
     "rescaled_square_loss",
     "reverse_cross_entropy_loss",
     "sigmoid_focal_loss",
+    "smooth_adversarial_comp_sum_loss",
     "squentropy_loss",
     "subsample_long_tailed",
     "symmetric_cross_entropy_loss",

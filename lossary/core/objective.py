@@ -38,6 +38,7 @@ class Registered:
         unbounded: Whether +inf is a legitimate value at extreme logits.
         exempt: Checks of the contract that it does not undergo, each with its reason.
         stateful: Whether it returns ``(loss, new state)``.
+        batch_level: Whether it is one value for the whole batch (a metric's surrogate), with no loss per row to reduce.
         module: The class that remembers its hyperparameters, or None.
     """
 
@@ -50,6 +51,7 @@ class Registered:
     unbounded: bool
     exempt: Mapping[str, str]
     stateful: bool
+    batch_level: bool
     module: type[Objective] | None = None
 
     @property
@@ -70,6 +72,7 @@ def objective(
     unbounded: bool = False,
     exempt: Mapping[str, str] | None = None,
     stateful: bool = False,
+    batch_level: bool = False,
 ) -> Callable[[Function], Function]:
     """Decorator that enters a pure objective in the register; see :class:`Registered` for the words."""
 
@@ -79,7 +82,7 @@ def objective(
             raise ValueError(f"{name} is registered twice: by {_REGISTER[name].function.__module__} and here.")
         family = function.__module__.split(".")[1]
         _REGISTER[name] = Registered(
-            name, family, function, kind, example, arguments, unbounded, dict(exempt or {}), stateful
+            name, family, function, kind, example, arguments, unbounded, dict(exempt or {}), stateful, batch_level
         )
         return function
 
@@ -155,3 +158,18 @@ class Objective(nn.Module):
             f"{name}={tuple(value.shape) if isinstance(value, Tensor) and value.ndim else value!r}"
             for name, value in self.hyperparameters().items()
         )
+
+
+class BatchObjective(Objective):
+    """An :class:`Objective` with one value for the whole batch: nothing per row to reduce or to normalise."""
+
+    def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """The objective on ``input`` and ``target``; see the class for shapes.
+
+        Args:
+            input: Logits.
+            target: Targets.
+            sample_weight: One weight for each row.
+        """
+        value: Tensor = self.function(input, target, sample_weight=sample_weight, **self.hyperparameters())
+        return value
