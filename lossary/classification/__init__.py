@@ -12,6 +12,21 @@ from lossary.classification.asymmetric import (
     asymmetric_loss,
     asymmetric_softmax_loss,
 )
+from lossary.classification.beta_mixture import (
+    BetaMixture,
+    LossNormalizer,
+    NoiseModel,
+)
+from lossary.classification.bootstrapping import (
+    BootstrapSchedule,
+    BootstrapTraining,
+    DynamicBootstrappingLoss,
+    DynamicBootstrappingMixupLoss,
+    UniformPriorLoss,
+    dynamic_bootstrapping_loss,
+    dynamic_bootstrapping_mixup_loss,
+    uniform_prior_loss,
+)
 from lossary.classification.comp_sum import (
     AdversarialCompSum,
     CompSumLoss,
@@ -50,6 +65,7 @@ from lossary.classification.mixing import (
     mixup,
     predictive_entropy,
     regmixup_loss,
+    weighted_mixup,
 )
 from lossary.classification.noise import (
     ActivePassiveLoss,
@@ -107,15 +123,22 @@ __all__ = [
     "AsymmetricLoss",
     "AsymmetricSoftmaxLoss",
     "AsymmetryState",
+    "BetaMixture",
+    "BootstrapSchedule",
+    "BootstrapTraining",
     "CompSumLoss",
     "DeferredResampling",
     "DeferredReweighting",
+    "DynamicBootstrappingLoss",
+    "DynamicBootstrappingMixupLoss",
     "FocalLoss",
     "FocalStarLoss",
     "GeneralizedCrossEntropyLoss",
     "LDAMHingeLoss",
     "LDAMLoss",
+    "LossNormalizer",
     "MeanAbsoluteErrorLoss",
+    "NoiseModel",
     "NormalizedCrossEntropyLoss",
     "NormalizedFocalLoss",
     "NormalizedGeneralizedCrossEntropyLoss",
@@ -137,6 +160,7 @@ __all__ = [
     "SmoothAdversarialCompSumLoss",
     "SquentropyLoss",
     "SymmetricCrossEntropyLoss",
+    "UniformPriorLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
     "asymmetric_loss",
@@ -145,6 +169,8 @@ __all__ = [
     "comp_sum_loss",
     "comp_sum_minimal_risk",
     "comp_sum_transform",
+    "dynamic_bootstrapping_loss",
+    "dynamic_bootstrapping_mixup_loss",
     "effective_number_weights",
     "focal_loss",
     "focal_star_loss",
@@ -180,4 +206,6 @@ __all__ = [
     "squentropy_loss",
     "subsample_long_tailed",
     "symmetric_cross_entropy_loss",
+    "uniform_prior_loss",
+    "weighted_mixup",
 ]

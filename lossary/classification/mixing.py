@@ -287,6 +287,49 @@ def mixup(
     return mixed, target, target[index], lam
 
 
+def weighted_mixup(x: Tensor, noise_probability: Tensor, index: Tensor) -> Tensor:
+    r"""Mixtures in which each example counts as far as its label is likely right.
+
+    Reach for it in place of :func:`mixup` once a :class:`NoiseModel` is there: of a pair the likely right one
+    dominates.
+
+    Formula:
+        .. math:: \tilde x_i = \frac{(1 - B_i) x_i + (1 - B_j) x_j}{(1 - B_i) + (1 - B_j)}, \quad j = \pi(i)
+
+    Args:
+        x: Examples, floating point.
+        noise_probability: The probability B that each label is wrong.
+        index: The permutation.
+
+    Shape:
+        - x: ``(N, ...)``; noise_probability: ``(N,)``, in [0, 1]; index: ``(N,)`` int64.
+
+    Returns:
+        The mixtures, shaped as ``x``; half and half where both labels are wrong for sure.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape is wrong.
+
+    Example:
+        >>> x, wrong = torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 0.5])
+        >>> weighted_mixup(x, wrong, torch.tensor([1, 0]))
+        tensor([[0.3333],
+                [0.3333]])
+
+    Source:
+        Arazo, Ortego, Albert, O'Connor, McGuinness: Unsupervised Label Noise Modeling and Loss Correction (ICML 2019,
+        arXiv 1904.11238), section 3.4.
+    """
+    check_floating("x", x)
+    check_floating("noise_probability", noise_probability)
+    check_shape("noise_probability", noise_probability, x.shape[:1], "a probability for each example")
+    check_shape("index", index, x.shape[:1], "a permutation of the batch")
+    own = 1 - noise_probability.detach().to(x.dtype)
+    both = own + own[index]
+    return mixup(x, lam=torch.where(both > 0, own / both, 0.5), index=index)
+
+
 def predictive_entropy(logits: Tensor) -> Tensor:
     r"""Entropy of the predicted classes: high where the model does not know.
 
