@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 import lossary
 from lossary.core.objective import Kind, Objective, Registered
@@ -66,7 +67,9 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 
 def test_words(spec: Registered) -> None:
-    wanted = {"input", "target", "sample_weight", "reduction", "normalizer"}
+    wanted = {"input", "target", "sample_weight"}
+    if not spec.batch_level:
+        wanted |= {"reduction", "normalizer"}
     if spec.kind is Kind.CLASSES:
         wanted |= {"weight", "ignore_index"}
     assert wanted <= set(spec.parameters)
@@ -107,7 +110,7 @@ def test_infinite_logits(spec: Registered) -> None:
         input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
     input.requires_grad_()
     value = evaluate(spec, input, target, reduction="none")
-    assert value[1:].isfinite().all()
+    assert by_row(value)[1:].isfinite().all()
     assert not value.isnan().any()
     (gradient,) = torch.autograd.grad(value.sum(), input)
     assert not gradient.isnan().any()
@@ -132,8 +135,8 @@ def test_nan_stays_visible(spec: Registered) -> None:
     input, target = sample(spec)
     input[0] = math.nan
     value = evaluate(spec, input, target, reduction="none")
-    assert value[0].isnan().all()
-    assert value[1:].isfinite().all()
+    assert by_row(value)[0].isnan().all()
+    assert by_row(value)[1:].isfinite().all()
     assert evaluate(spec, input, target).isnan()
 
 
@@ -210,6 +213,8 @@ def test_non_contiguous_and_untouched(spec: Registered) -> None:
 
 
 def test_reductions(spec: Registered) -> None:
+    if spec.batch_level:
+        return
     for input, target in shapes(spec):
         rows = evaluate(spec, input, target, reduction="none")
         torch.testing.assert_close(evaluate(spec, input, target, reduction="sum"), rows.sum())
@@ -256,6 +261,8 @@ def test_class_weight_and_ignored_rows(spec: Registered) -> None:
 
 def test_empty_and_all_ignored(spec: Registered) -> None:
     input, target = sample(spec)
+    if spec.batch_level:
+        return
     empty = input[:0].requires_grad_()
     assert evaluate(spec, empty, target[:0]).isnan()
     assert evaluate(spec, empty, target[:0], reduction="sum") == 0
@@ -274,6 +281,8 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
 
 def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
     """Shards with the global normalizer, in an accumulation loop or on two ranks, add up to the whole."""
+    if spec.batch_level:
+        return
     input, target = sample(spec)
     options: dict[str, Any] = {}
     count = torch.tensor(float(target.numel()))
@@ -294,8 +303,11 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
 
 def test_bad_input(spec: Registered) -> None:
     input, target = sample(spec)
-    with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
-        evaluate(spec, input, target, reduction="average")
+    if not spec.batch_level:
+        with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
+            evaluate(spec, input, target, reduction="average")
+        with pytest.raises(ValueError, match="normalizer"):
+            evaluate(spec, input, target, normalizer=0)
     with pytest.raises(ValueError, match=r"target has shape .*; wanted"):
         evaluate(spec, input, target[:-1])
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
@@ -304,8 +316,6 @@ def test_bad_input(spec: Registered) -> None:
         evaluate(spec, input.long(), target)
     with pytest.raises(TypeError, match="target"):
         evaluate(spec, input, target.tolist())
-    with pytest.raises(ValueError, match="normalizer"):
-        evaluate(spec, input, target, normalizer=0)
     if spec.kind is Kind.CLASSES:
         with pytest.raises(
             ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
@@ -337,21 +347,23 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    value = module(input, target)
+    arguments = spec.arguments(input, target)
+    value = module(**arguments)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(twin(input, target), value)
+        torch.testing.assert_close(twin(**arguments), value)
     fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh(input, target), value)
+    torch.testing.assert_close(fresh(**arguments), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    torch.testing.assert_close(torch.func.functional_call(module, state, (input, target)), value)
+    torch.testing.assert_close(torch.func.functional_call(module, state, (), arguments), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
-    times = torch.arange(1.0, ROWS + 1)
+    options: dict[str, Any] = {"sample_weight": torch.arange(1.0, ROWS + 1)}
+    if not spec.batch_level:
+        options["normalizer"] = 2.0
     torch.testing.assert_close(
-        module(input, target, sample_weight=times, normalizer=2.0),
-        evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
+        module(**arguments, **options), evaluate(spec, input, target, **options, **module.hyperparameters())
     )
 
 
@@ -362,21 +374,21 @@ def test_state(spec: Registered) -> None:
     input, target = sample(spec)
     module = build(spec)
     before = copy.deepcopy(module.state_dict())
-    module.eval()(input, target)
+    arguments = spec.arguments(input, target)
+    module.eval()(**arguments)
     torch.testing.assert_close(module.state_dict(), before, equal_nan=True)
-    module.train()(input, target)
+    module.train()(**arguments)
     moved = module.state_dict()
     assert any(not torch.equal(moved[name], before[name]) for name in before)
     restored = build(spec)
     restored.load_state_dict(moved)
-    torch.testing.assert_close(restored(input, target), module(input, target))
+    torch.testing.assert_close(restored(**arguments), module(**arguments))
     inputs = torch.stack([input, 2 * input])
-    together = torch.func.vmap(lambda z: spec.function(z, target))(inputs)
+    call = lambda z: spec.function(**spec.arguments(z, target), **spec.example(CLASSES))  # noqa: E731
+    together = torch.func.vmap(call)(inputs)
     for member in range(2):
-        alone = spec.function(inputs[member], target)
-        torch.testing.assert_close(
-            [together[0][member], *(part[member] for part in together[1])], [alone[0], *alone[1]]
-        )
+        of_member = tree_map(lambda part, member=member: part[member], together)
+        torch.testing.assert_close(tree_leaves(of_member), tree_leaves(call(inputs[member])))
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -407,18 +419,27 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    result = spec.function(input, target, **{**required, **options})
+    if spec.batch_level and options.get("reduction") == "none":
+        options = {name: value for name, value in options.items() if name != "reduction"}
+    result = spec.function(**spec.arguments(input, target), **{**required, **options})
     return result[0] if spec.stateful else result
+
+
+def by_row(value: Tensor) -> Tensor:
+    """A loss by row; one value for the whole batch is a single row."""
+    return value.reshape(-1, *value.shape[1:])
 
 
 def continuous(spec: Registered) -> dict[str, Tensor]:
     """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
     found: dict[str, Tensor] = {}
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name != "normalizer":
+        known = parameter.default is not parameter.empty and name != "normalizer"  # without a default: from the example
+        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in spec.example(CLASSES).items():
-        found[name] = torch.as_tensor(value)
+        if not isinstance(value, str):
+            found[name] = torch.as_tensor(value)
     return found
 
 
@@ -429,5 +450,7 @@ def build(spec: Registered) -> Objective:
     example: dict[str, Any] = spec.example(CLASSES)
     if "class_counts" in needed:
         example = {"class_counts": [100, 50, 20, 10, 5]}
+    if "num_samples" in needed:
+        example = {"num_samples": 2 * ROWS}
     known: Callable[..., Objective] = spec.module
     return known(**{name: value for name, value in example.items() if name in needed})

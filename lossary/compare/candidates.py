@@ -238,6 +238,14 @@ def _bundled() -> tuple[Candidate, ...]:
             paper="active_passive",
         ),
         Candidate(
+            "comp_sum",
+            "Comp-sum",
+            "from the sum-exponential over cross-entropy to the mean absolute error",
+            lambda output, target, parts: objectives.comp_sum_loss(output, target, tau=parts["tau"]),
+            space=(Dimension("tau", 0.5, 2.0),),
+            paper="comp_sum",
+        ),
+        Candidate(
             "symmetric_cross_entropy",
             "Symmetric cross-entropy",
             "cross-entropy plus its reverse: tolerates wrong labels",

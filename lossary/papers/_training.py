@@ -41,6 +41,13 @@ def digits(train: int, seed: int, *, stratified: bool = False) -> Split:
     return Split(x[:train], y[:train], x[train:], y[train:])
 
 
+def flip_labels(y: Tensor, share: float, seed: int, *, classes: int = 10) -> Tensor:
+    """Labels of which ``share`` are replaced by another class, uniformly."""
+    generator = seeding.generator(seed, "noise")
+    flipped = torch.rand(len(y), generator=generator) < share
+    return torch.where(flipped, (y + torch.randint(1, classes, y.shape, generator=generator)) % classes, y)
+
+
 def mlp(sizes: Sequence[int], seed: int, head: Callable[[int, int], nn.Module] = nn.Linear) -> nn.Sequential:
     """A ReLU network with the layer sizes given; the same weights for the same seed."""
     with torch.random.fork_rng(devices=[]):

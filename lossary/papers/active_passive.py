@@ -18,7 +18,7 @@ from lossary.core import seeding
 from lossary.papers._evidence import Evidence, Series
 from lossary.papers._paper import Paper
 from lossary.papers._run import Run
-from lossary.papers._training import accuracy, digits, fit, mlp
+from lossary.papers._training import accuracy, digits, fit, flip_labels, mlp
 
 CARD = Paper(
     slug="active_passive",
@@ -93,8 +93,8 @@ def reproduce(run: Run) -> Evidence:
         data = digits(900, seed)
         measured = {}
         for name, labels in {
-            "accuracy, 40% wrong": _symmetric(data.y, 0.4, seed),
-            "accuracy, 60% wrong": _symmetric(data.y, 0.6, seed),
+            "accuracy, 40% wrong": flip_labels(data.y, 0.4, seed),
+            "accuracy, 60% wrong": flip_labels(data.y, 0.6, seed),
             "accuracy, 30% to the next class": _to_the_next(data.y, 0.3, seed),
         }.items():
             measured[name] = _train(data.x, labels, data.x_test, data.y_test, ARMS[arm], seed, epochs, width=256)
@@ -124,13 +124,6 @@ def _train(
     fit(model, x, y, loss, optimizer=optimizer, epochs=epochs, batch_size=64, seed=seed, clip=5.0)
     with torch.no_grad():
         return accuracy(model(x_test), y_test)
-
-
-def _symmetric(y: Tensor, share: float, seed: int) -> Tensor:
-    """Labels of which ``share`` are replaced by another class, uniformly."""
-    generator = seeding.generator(seed, "noise")
-    flipped = torch.rand(len(y), generator=generator) < share
-    return torch.where(flipped, (y + torch.randint(1, 10, y.shape, generator=generator)) % 10, y)
 
 
 def _to_the_next(y: Tensor, share: float, seed: int) -> Tensor:

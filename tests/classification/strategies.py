@@ -28,3 +28,12 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...], low: float, high: float) ->
     size = torch.Size(shape).numel()
     values = draw(st.lists(st.floats(low, high, allow_subnormal=False), min_size=size, max_size=size))
     return torch.tensor(values, dtype=torch.float64).reshape(shape)
+
+
+@st.composite
+def seeded_batches(draw: st.DrawFn) -> tuple[torch.Generator, Tensor, Tensor]:
+    """A generator to draw more from, logits (N, C) and labels (N,); cheaper than drawing single floats."""
+    rows, classes = draw(st.integers(1, 5)), draw(st.integers(2, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    input = draw(st.floats(0.0, 20.0)) * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    return generator, input, torch.randint(classes, (rows,), generator=generator)
