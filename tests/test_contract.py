@@ -24,6 +24,7 @@ from lossary.core.objective import Kind, Objective, Registered
 
 OBJECTIVES = lossary.objectives()
 ROWS, CLASSES = 6, 5
+BINS = (Kind.VALUES, Kind.TRANSITIONS)  # real targets on an interval that is cut into bins, their axis the last
 SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
 
 
@@ -66,7 +67,8 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 
 def test_words(spec: Registered) -> None:
-    wanted = {"input", "target", "sample_weight", "reduction", "normalizer"}
+    _, target = sample(spec)
+    wanted = {"input", *data(spec, target), "sample_weight", "reduction", "normalizer"}
     if spec.kind is Kind.CLASSES:
         wanted |= {"weight", "ignore_index"}
     assert wanted <= set(spec.parameters)
@@ -102,6 +104,8 @@ def test_infinite_logits(spec: Registered) -> None:
     input, target = sample(spec)
     if spec.kind is Kind.CLASSES:
         input[0, (target[0] + 1) % CLASSES] = -math.inf
+    elif spec.kind in BINS:
+        input[0, 1] = -math.inf
     else:
         target = (target > 0.5).double()
         input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
@@ -296,13 +300,14 @@ def test_bad_input(spec: Registered) -> None:
     input, target = sample(spec)
     with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
         evaluate(spec, input, target, reduction="average")
-    with pytest.raises(ValueError, match=r"target has shape .*; wanted"):
+    names = "|".join(data(spec, target))
+    with pytest.raises(ValueError, match=rf"({names}) has shape .*; wanted"):
         evaluate(spec, input, target[:-1])
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
         evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
     with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
         evaluate(spec, input.long(), target)
-    with pytest.raises(TypeError, match="target"):
+    with pytest.raises(TypeError, match=names):
         evaluate(spec, input, target.tolist())
     with pytest.raises(ValueError, match="normalizer"):
         evaluate(spec, input, target, normalizer=0)
@@ -313,7 +318,7 @@ def test_bad_input(spec: Registered) -> None:
             evaluate(spec, input, target.index_fill(0, torch.tensor([0]), CLASSES))
         with pytest.raises(ValueError, match=r"weight has shape .*; wanted \(5,\)"):
             evaluate(spec, input, target, weight=torch.ones(CLASSES + 1))
-    else:
+    elif spec.kind is Kind.LABELS:
         with pytest.raises(ValueError, match=r"target contains 2; wanted values in \[0, 1\]"):
             evaluate(spec, input, torch.full_like(target, 2))
 
@@ -337,20 +342,21 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    value = module(input, target)
+    rows = data(spec, target)
+    value = module(input, **rows)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(twin(input, target), value)
+        torch.testing.assert_close(twin(input, **rows), value)
     fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh(input, target), value)
+    torch.testing.assert_close(fresh(input, **rows), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    torch.testing.assert_close(torch.func.functional_call(module, state, (input, target)), value)
+    torch.testing.assert_close(torch.func.functional_call(module, state, (input,), rows), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
     times = torch.arange(1.0, ROWS + 1)
     torch.testing.assert_close(
-        module(input, target, sample_weight=times, normalizer=2.0),
+        module(input, **rows, sample_weight=times, normalizer=2.0),
         evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
     )
 
@@ -388,13 +394,27 @@ def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tens
     input = input.float().double()  # the same number in float32, so that precisions compare like with like
     if spec.kind is Kind.CLASSES:
         return input, torch.randint(CLASSES, (ROWS,), generator=generator)
+    if spec.kind in BINS:
+        return input, torch.randn(ROWS, generator=generator, dtype=torch.float64)
     return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
 
 
+def data(spec: Registered, target: Any) -> dict[str, Any]:
+    """What the objective is called with beside its input, by name, from one tensor of targets."""
+    if spec.kind is Kind.TRANSITIONS:
+        if not isinstance(target, Tensor):
+            return {"next_probs": target, "reward": target, "discount": target}
+        next_probs = torch.stack([(k * target).sin() for k in range(CLASSES)], -1).softmax(-1)
+        return {"next_probs": next_probs, "reward": target, "discount": target.sigmoid()}
+    return {"target": target}
+
+
 def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
-    """Samples (N, C), (N, C, d1) and (N, C, d1, d2)."""
+    """Samples (N, C), (N, C, d1) and (N, C, d1, d2); the class axis is the last where objectives have it there."""
     input, target = sample(spec)
     flat = (input, target)
+    if spec.kind in BINS:
+        return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2)), (input[0], target[0])]
     if spec.kind is Kind.LABELS:
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
     one = (input.reshape(3, 2, CLASSES).movedim(-1, 1), target.reshape(3, 2))
@@ -407,17 +427,18 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    result = spec.function(input, target, **{**required, **options})
+    result = spec.function(input, **data(spec, target), **{**required, **options})
     return result[0] if spec.stateful else result
 
 
 def continuous(spec: Registered) -> dict[str, Tensor]:
     """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
     found: dict[str, Tensor] = {}
+    needed = spec.example(CLASSES)
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name != "normalizer":
+        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name not in ("normalizer", *needed):
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
-    for name, value in spec.example(CLASSES).items():
+    for name, value in needed.items():
         found[name] = torch.as_tensor(value)
     return found
 
