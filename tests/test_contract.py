@@ -67,7 +67,7 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 
 def test_words(spec: Registered) -> None:
-    wanted = {"input", "target", "sample_weight"}
+    wanted = {*spec.arguments(*sample(spec)), "sample_weight"}
     if not spec.batch_level:
         wanted |= {"reduction", "normalizer"}
     if spec.kind is Kind.CLASSES:
@@ -105,6 +105,8 @@ def test_infinite_logits(spec: Registered) -> None:
     input, target = sample(spec)
     if spec.kind is Kind.CLASSES:
         input[0, (target[0] + 1) % CLASSES] = -math.inf
+    elif spec.kind is Kind.VALUES:
+        input[0, 1] = -math.inf
     else:
         target = (target > 0.5).double()
         input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
@@ -308,13 +310,14 @@ def test_bad_input(spec: Registered) -> None:
             evaluate(spec, input, target, reduction="average")
         with pytest.raises(ValueError, match="normalizer"):
             evaluate(spec, input, target, normalizer=0)
-    with pytest.raises(ValueError, match=r"target has shape .*; wanted"):
+    names = "|".join(name for name in spec.arguments(input, target) if not name.endswith("input"))
+    with pytest.raises(ValueError, match=rf"({names}) has shape .*; wanted"):
         evaluate(spec, input, target[:-1])
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
         evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
     with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
         evaluate(spec, input.long(), target)
-    with pytest.raises(TypeError, match="target"):
+    with pytest.raises(TypeError, match=names):
         evaluate(spec, input, target.tolist())
     if spec.kind is Kind.CLASSES:
         with pytest.raises(
@@ -323,7 +326,7 @@ def test_bad_input(spec: Registered) -> None:
             evaluate(spec, input, target.index_fill(0, torch.tensor([0]), CLASSES))
         with pytest.raises(ValueError, match=r"weight has shape .*; wanted \(5,\)"):
             evaluate(spec, input, target, weight=torch.ones(CLASSES + 1))
-    else:
+    elif spec.kind is Kind.LABELS:
         with pytest.raises(ValueError, match=r"target contains 2; wanted values in \[0, 1\]"):
             evaluate(spec, input, torch.full_like(target, 2))
 
@@ -400,13 +403,17 @@ def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tens
     input = input.float().double()  # the same number in float32, so that precisions compare like with like
     if spec.kind is Kind.CLASSES:
         return input, torch.randint(CLASSES, (ROWS,), generator=generator)
+    if spec.kind is Kind.VALUES:
+        return input, torch.randn(ROWS, generator=generator, dtype=torch.float64)
     return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
 
 
 def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
-    """Samples (N, C), (N, C, d1) and (N, C, d1, d2)."""
+    """Samples (N, C), (N, C, d1) and (N, C, d1, d2); the class axis is the last where objectives have it there."""
     input, target = sample(spec)
     flat = (input, target)
+    if spec.kind is Kind.VALUES:
+        return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2)), (input[0], target[0])]
     if spec.kind is Kind.LABELS:
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
     one = (input.reshape(3, 2, CLASSES).movedim(-1, 1), target.reshape(3, 2))
@@ -433,11 +440,12 @@ def by_row(value: Tensor) -> Tensor:
 def continuous(spec: Registered) -> dict[str, Tensor]:
     """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
     found: dict[str, Tensor] = {}
+    needed = spec.example(CLASSES)
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        known = parameter.default is not parameter.empty and name != "normalizer"  # without a default: from the example
+        known = parameter.default is not parameter.empty and name not in ("normalizer", *needed)
         if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
-    for name, value in spec.example(CLASSES).items():
+    for name, value in needed.items():
         if not isinstance(value, str):
             found[name] = torch.as_tensor(value)
     return found

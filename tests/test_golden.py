@@ -53,6 +53,8 @@ def run(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in expected.get("grad", {}):
         if name in tensors:
             tensors[name].requires_grad_()
+    if case["call"] == "lossary.regression.MeanScaleQuantizer":
+        return run_quantizer(case, tensors)
     instance, output = call(case, tensors)
     if "output_index" in case:
         output = output[case["output_index"]]
@@ -94,6 +96,13 @@ def call(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, Any]:
     for _ in range(case.get("calls", 1)):
         output = target(*args, **kwargs)
     return instance, output
+
+
+def run_quantizer(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Beside the tokens the case expects mask, scale and what the tokens decode to."""
+    quantizer, (ids, mask, scale) = call(case, tensors)
+    actual = {"output": ids, "mask": mask, "scale": scale, "decoded": quantizer.decode(ids, scale)}
+    return actual, parse(case["expected"])
 
 
 def build(cls: type, init: Mapping[str, Any], tensors: dict[str, Tensor]) -> Any:

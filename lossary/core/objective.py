@@ -22,6 +22,7 @@ class Kind(enum.Enum):
 
     CLASSES = "logits (N, C, ...) with class indices or probabilities"
     LABELS = "logits of any shape with yes/no targets of the same shape"
+    VALUES = "logits (..., bins) over an interval with real targets (...)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,7 +206,7 @@ def class_rows(
     num_classes = input.shape[dim]
     checks.check_class_vector("weight", weight, num_classes)
     checks.check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
-    logits = _widen(input)
+    logits = widen(input)
     keep = valid = index = probability = None
     if target.is_floating_point():
         if index_only:
@@ -243,6 +243,35 @@ def class_rows(
         weight=None if weight is None else weight.to(logits.dtype),
         label_smoothing=label_smoothing,
         sample_weight=_row_weight(sample_weight, rows_shape, logits.dtype),
+    )
+
+
+def bin_rows(input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, name: str = "target") -> ClassRows:
+    """Check and widen the arguments of an objective over bins, whose axis is the last.
+
+    Args:
+        input: Logits ``(..., B)``, floating point; halves are widened to float32.
+        target: Probabilities ``(..., B)`` that objectives make from real targets; constants to the gradient.
+        sample_weight: One weight for each row ``(...)``.
+        name: What an error calls the target.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape is wrong.
+    """
+    checks.check_floating("input", input)
+    checks.check_shape(name, target, input.shape, "a probability for each bin of input (bins last)")
+    logits = widen(input)
+    return ClassRows(
+        logits,
+        dim=logits.ndim - 1,
+        keep=None,
+        valid=None,
+        index=None,
+        probability=target.detach().to(logits.dtype),
+        weight=None,
+        label_smoothing=0.0,
+        sample_weight=_row_weight(sample_weight, logits.shape[:-1], logits.dtype),
     )
 
 
@@ -316,7 +345,7 @@ def label_entries(input: Tensor, target: Tensor, *, sample_weight: Tensor | None
     checks.check_shape("target", target, input.shape, "a target in [0, 1] for each logit of input")
     if checks.may_read_values(target):
         checks.check_unit_interval("target", target)
-    logits = _widen(input)
+    logits = widen(input)
     if sample_weight is not None and input.ndim > 1 and sample_weight.shape == input.shape[:1]:
         sample_weight = sample_weight.reshape([-1] + [1] * (input.ndim - 1))
     elif sample_weight is not None:
@@ -325,7 +354,7 @@ def label_entries(input: Tensor, target: Tensor, *, sample_weight: Tensor | None
     return LabelEntries(logits, target.to(logits.dtype), weight)
 
 
-def _widen(input: Tensor) -> Tensor:
+def widen(input: Tensor) -> Tensor:
     """Halves to float32; wider floats stay."""
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 

@@ -1,0 +1,663 @@
+"""Regression as classification over bins: HL-Gauss, two-hot and the categorical Bellman target (C51)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.core.objective import Kind, Objective, objective
+from lossary.core.rows import bin_rows, widen
+from lossary.core.types import Reduction
+
+_INTERVAL = {"min_value": -3.0, "max_value": 3.0}
+
+
+@objective(Kind.VALUES, example=lambda num_classes: _INTERVAL)
+def hl_gauss_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    num_bins: int | None = None,
+    sigma: Tensor | float | None = None,
+    sigma_ratio: Tensor | float = 0.75,
+    clamp: bool = False,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    r"""Cross-entropy against the target blurred into a histogram by a Gaussian (HL-Gauss).
+
+    Reach for it to train value functions, and other regressions with noisy or drifting targets whose range is known:
+    nothing needs normalising. Not where the range is unknown, nor where a squared error on well-scaled targets already
+    trains well. Read predictions with :func:`histogram_mean`.
+
+    Formula:
+        .. math:: L = -\sum_i p_i \log \mathrm{softmax}(z)_i, \quad
+            p_i = \frac{\Phi((e_i - y) / \sigma) - \Phi((e_{i-1} - y) / \sigma)}
+            {\Phi((e_m - y) / \sigma) - \Phi((e_0 - y) / \sigma)}
+
+        with m bins between the edges :math:`e_0, ..., e_m` evenly spaced over the interval.
+
+    Args:
+        input: Logits over bins, the last axis.
+        target: Real values.
+        min_value: Left edge of the first bin.
+        max_value: Right edge of the last bin.
+        num_bins: Number of bins; None takes input's.
+        sigma: Standard deviation of the Gaussian, positive; None takes ``sigma_ratio``.
+        sigma_ratio: Standard deviation in widths of a bin; 0.75 spreads a value over about six bins.
+        clamp: Whether targets are clamped to the interval first.
+        sample_weight: Weights of rows.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of the number of rows.
+
+    Shape:
+        - input: ``(..., B)``, floating point; target: ``(...)``, floating point.
+        - sample_weight: ``(...)``; normalizer: a number or ``()``.
+
+    Returns:
+        ``(...)`` for ``none``, else ``()``; float32 for half-precision input. Empty ``mean`` is NaN, 0 if
+        ``normalizer`` is given.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, the interval, ``sigma`` or reduction is wrong.
+
+    Example:
+        >>> hl_gauss_loss(torch.zeros(1, 4), torch.tensor([0.3]), min_value=-1.0, max_value=1.0)
+        tensor(1.3863)
+
+    Source:
+        Farebrother, Orbay, Vuong, Taïga, Chebotar, Xiao, Irpan, Levine, Castro, Faust, Kumar, Agarwal: Stop Regressing:
+        Training Value Functions via Classification for Scalable Deep RL (ICML 2024, arXiv 2403.03950), section 3.1;
+        Imani, White: Improving Regression Performance with Distributional Losses (ICML 2018).
+    """
+    bins = _check_values(input, target, num_bins)
+    probability = hl_gauss_target(
+        target,
+        min_value=min_value,
+        max_value=max_value,
+        num_bins=bins,
+        sigma=sigma,
+        sigma_ratio=sigma_ratio,
+        clamp=clamp,
+    )
+    rows = bin_rows(input, probability, sample_weight=sample_weight)
+    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+
+
+class HLGaussLoss(Objective):
+    """Cross-entropy against a target blurred into a histogram; module form of :func:`hl_gauss_loss`.
+
+    Example:
+        >>> loss = HLGaussLoss(-1.0, 1.0, num_bins=4)
+        >>> loss(torch.zeros(1, 4), torch.tensor([0.3]))
+        tensor(1.3863)
+        >>> loss.decode(loss.target(torch.tensor([0.1])).log())
+        tensor([0.0927])
+    """
+
+    function = hl_gauss_loss
+    min_value: Tensor | float
+    max_value: Tensor | float
+    num_bins: int | None
+    sigma: Tensor | float | None
+    sigma_ratio: Tensor | float
+    clamp: bool
+
+    def __init__(
+        self,
+        min_value: Tensor | float,
+        max_value: Tensor | float,
+        num_bins: int | None = None,
+        *,
+        sigma: Tensor | float | None = None,
+        sigma_ratio: Tensor | float = 0.75,
+        clamp: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            min_value=min_value,
+            max_value=max_value,
+            num_bins=num_bins,
+            sigma=sigma,
+            sigma_ratio=sigma_ratio,
+            clamp=clamp,
+            reduction=reduction,
+        )
+
+    def target(self, value: Tensor) -> Tensor:
+        """Values ``(...)`` as probabilities over the bins ``(..., num_bins)``."""
+        return hl_gauss_target(
+            value,
+            min_value=self.min_value,
+            max_value=self.max_value,
+            num_bins=_known(self.num_bins),
+            sigma=self.sigma,
+            sigma_ratio=self.sigma_ratio,
+            clamp=self.clamp,
+        )
+
+    def decode(self, input: Tensor) -> Tensor:
+        """Predicted values ``(...)`` of logits ``(..., B)``."""
+        return histogram_mean(input, min_value=self.min_value, max_value=self.max_value)
+
+
+@objective(Kind.VALUES, example=lambda num_classes: _INTERVAL)
+def two_hot_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    num_bins: int | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    r"""Cross-entropy against the target shared between its two neighbouring atoms.
+
+    Reach for it where predictions must be exact at the ends of the interval; :func:`hl_gauss_loss` usually trains
+    better. Read predictions with :func:`atom_mean`.
+
+    Formula:
+        .. math:: L = -\sum_i p_i \log \mathrm{softmax}(z)_i, \quad p_i = \max(0, 1 - |y - a_i| / \Delta)
+
+        with atoms :math:`a_i` evenly spaced by :math:`\Delta` from end to end, and y clamped between them.
+
+    Args:
+        input: Logits over atoms, the last axis.
+        target: Real values.
+        min_value: The first atom.
+        max_value: The last atom.
+        num_bins: Number of atoms, at least 2; None takes input's.
+        sample_weight: Weights of rows.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of the number of rows.
+
+    Shape:
+        - input: ``(..., B)``, floating point; target: ``(...)``, floating point.
+        - sample_weight: ``(...)``; normalizer: a number or ``()``.
+
+    Returns:
+        ``(...)`` for ``none``, else ``()``; float32 for half-precision input. Empty ``mean`` is NaN, 0 if
+        ``normalizer`` is given.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, the interval or reduction is wrong.
+
+    Example:
+        >>> input = torch.tensor([[0.0, 1.0, 0.0]])
+        >>> two_hot_loss(input, torch.tensor([0.5]), min_value=-1.0, max_value=1.0)
+        tensor(1.0514)
+
+    Source:
+        Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.1; Schrittwieser et al.: Mastering Atari, Go, Chess
+        and Shogi by Planning with a Learned Model (Nature 2020).
+    """
+    bins = _check_values(input, target, num_bins)
+    probability = two_hot_target(target, min_value=min_value, max_value=max_value, num_bins=bins)
+    rows = bin_rows(input, probability, sample_weight=sample_weight)
+    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+
+
+class TwoHotLoss(Objective):
+    """Cross-entropy against a target shared between two atoms; module form of :func:`two_hot_loss`.
+
+    Example:
+        >>> loss = TwoHotLoss(-1.0, 1.0, num_bins=3)
+        >>> loss.target(torch.tensor([0.25]))
+        tensor([[0.0000, 0.7500, 0.2500]])
+        >>> loss.decode(loss.target(torch.tensor([0.25])).log())
+        tensor([0.2500])
+    """
+
+    function = two_hot_loss
+    min_value: Tensor | float
+    max_value: Tensor | float
+    num_bins: int | None
+
+    def __init__(
+        self,
+        min_value: Tensor | float,
+        max_value: Tensor | float,
+        num_bins: int | None = None,
+        *,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(min_value=min_value, max_value=max_value, num_bins=num_bins, reduction=reduction)
+
+    def target(self, value: Tensor) -> Tensor:
+        """Values ``(...)`` as probabilities of the atoms ``(..., num_bins)``."""
+        return two_hot_target(value, min_value=self.min_value, max_value=self.max_value, num_bins=_known(self.num_bins))
+
+    def decode(self, input: Tensor) -> Tensor:
+        """Predicted values ``(...)`` of logits ``(..., B)``."""
+        return atom_mean(input, min_value=self.min_value, max_value=self.max_value)
+
+
+@objective(
+    Kind.VALUES,
+    example=lambda num_classes: _INTERVAL,
+    arguments=lambda input, target: {"input": input, **_transitions(target, input.shape[-1])},
+)
+def categorical_td_loss(
+    input: Tensor,
+    next_probs: Tensor,
+    reward: Tensor,
+    discount: Tensor,
+    *,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    r"""Cross-entropy against the next state's value distribution, moved by a Bellman step and projected (C51).
+
+    Reach for it to learn the distribution of returns. Where only their mean is needed, :func:`hl_gauss_loss` on scalar
+    targets usually trains better.
+
+    Formula:
+        .. math:: L = -\sum_i p_i \log \mathrm{softmax}(z)_i
+
+        with p of :func:`categorical_projection`, a constant to the gradient.
+
+    Args:
+        input: Logits over atoms of the action taken, the last axis.
+        next_probs: Probabilities of the atoms for the greedy action of the next state.
+        reward: Rewards.
+        discount: Discounts; 0 where the episode ended.
+        min_value: The first atom.
+        max_value: The last atom.
+        sample_weight: Weights of rows.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of the number of rows.
+
+    Shape:
+        - input, next_probs: ``(..., B)``, floating point; reward, discount: ``(...)``, floating point.
+        - sample_weight: ``(...)``; normalizer: a number or ``()``.
+
+    Returns:
+        ``(...)`` for ``none``, else ``()``; float32 for half-precision input. Empty ``mean`` is NaN, 0 if
+        ``normalizer`` is given.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, the interval or reduction is wrong.
+
+    Example:
+        >>> next_probs = torch.tensor([[0.0, 0.0, 1.0]])
+        >>> reward, discount = torch.tensor([0.5]), torch.tensor([0.5])
+        >>> categorical_td_loss(torch.zeros(1, 3), next_probs, reward, discount, min_value=-1.0, max_value=1.0)
+        tensor(1.0986)
+
+    Source:
+        Bellemare, Dabney, Munos: A Distributional Perspective on Reinforcement Learning (ICML 2017, arXiv 1707.06887),
+        algorithm 1; as compared by Farebrother et al. (ICML 2024, arXiv 2403.03950).
+    """
+    target = categorical_projection(next_probs, reward, discount, min_value=min_value, max_value=max_value)
+    rows = bin_rows(input, target, sample_weight=sample_weight, name="next_probs")
+    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+
+
+class CategoricalTDLoss(Objective):
+    """Cross-entropy against a projected Bellman step; module form of :func:`categorical_td_loss`.
+
+    Example:
+        >>> loss = CategoricalTDLoss(-1.0, 1.0)
+        >>> next_probs, reward, discount = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([0.5]), torch.tensor([0.5])
+        >>> loss(torch.zeros(1, 3), next_probs, reward, discount)
+        tensor(1.0986)
+    """
+
+    function = categorical_td_loss
+    min_value: Tensor | float
+    max_value: Tensor | float
+
+    def __init__(self, min_value: Tensor | float, max_value: Tensor | float, *, reduction: Reduction = "mean") -> None:
+        super().__init__(min_value=min_value, max_value=max_value, reduction=reduction)
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        next_probs: Tensor,
+        reward: Tensor,
+        discount: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        normalizer: Tensor | float | None = None,
+    ) -> Tensor:
+        """The objective on logits ``(..., B)`` and transitions; see :func:`categorical_td_loss`."""
+        return categorical_td_loss(
+            input,
+            next_probs,
+            reward,
+            discount,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            **self.hyperparameters(),
+        )
+
+    def decode(self, input: Tensor) -> Tensor:
+        """Expected values ``(...)`` of logits ``(..., B)``."""
+        return atom_mean(input, min_value=self.min_value, max_value=self.max_value)
+
+
+class CategoricalValueHead(nn.Module):
+    """A linear layer to bins, with the loss and the decoding that belong to them.
+
+    Reach for it in place of the last ``nn.Linear(in_features, out_features)`` of a value network.
+
+    Args:
+        in_features: Size of the features.
+        min_value: Left end of the interval of values.
+        max_value: Right end.
+        num_bins: Number of bins.
+        out_features: Number of values for each row, such as actions; None for one without an axis of its own.
+        encoding: ``hl_gauss`` or ``two_hot``.
+        sigma_ratio: Standard deviation of HL-Gauss in widths of a bin.
+
+    Shape:
+        - input: ``(..., in_features)``; logits: ``(..., num_bins)``, or ``(..., out_features, num_bins)``.
+
+    Example:
+        >>> head = CategoricalValueHead(16, -10.0, 10.0, out_features=4)
+        >>> logits = head(torch.zeros(2, 16))
+        >>> logits.shape, head.decode(logits).shape
+        (torch.Size([2, 4, 51]), torch.Size([2, 4]))
+        >>> action = torch.tensor([0, 3])
+        >>> head.loss(logits[torch.arange(2), action], torch.tensor([1.0, -2.0])).shape
+        torch.Size([])
+
+    Source:
+        Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3 (51 bins from -10 to 10 on Atari).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        min_value: float,
+        max_value: float,
+        num_bins: int = 51,
+        *,
+        out_features: int | None = None,
+        encoding: Literal["hl_gauss", "two_hot"] = "hl_gauss",
+        sigma_ratio: float = 0.75,
+    ) -> None:
+        super().__init__()
+        if encoding not in ("hl_gauss", "two_hot"):
+            raise ValueError(f"encoding is {encoding!r}; wanted 'hl_gauss' or 'two_hot'.")
+        self.loss: HLGaussLoss | TwoHotLoss = (
+            HLGaussLoss(min_value, max_value, num_bins, sigma_ratio=sigma_ratio)
+            if encoding == "hl_gauss"
+            else TwoHotLoss(min_value, max_value, num_bins)
+        )
+        self.out_features = out_features
+        self.num_bins = num_bins
+        self.linear = nn.Linear(in_features, num_bins * (1 if out_features is None else out_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits over bins."""
+        logits: Tensor = self.linear(input)
+        return (
+            logits if self.out_features is None else logits.reshape(*input.shape[:-1], self.out_features, self.num_bins)
+        )
+
+    def decode(self, input: Tensor) -> Tensor:
+        """Values ``(...)`` of logits ``(..., num_bins)``."""
+        return self.loss.decode(input)
+
+
+def hl_gauss_target(
+    target: Tensor,
+    *,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    num_bins: int,
+    sigma: Tensor | float | None = None,
+    sigma_ratio: Tensor | float = 0.75,
+    clamp: bool = False,
+) -> Tensor:
+    """Probabilities of bins under a Gaussian around each value, renormalised to the interval.
+
+    Exact for values far outside too: all mass nears the edge bin, where differences of ``erf`` give 0 / 0.
+
+    Args:
+        target: Values ``(...)``, floating point.
+        min_value: Left edge of the first bin.
+        max_value: Right edge of the last bin.
+        num_bins: Number of bins.
+        sigma: Standard deviation, positive; None takes ``sigma_ratio``.
+        sigma_ratio: Standard deviation in widths of a bin, positive.
+        clamp: Whether values are clamped to the interval first.
+
+    Returns:
+        ``(..., num_bins)`` in target's dtype (float32 for halves), computed in float64, without gradient.
+
+    Raises:
+        TypeError: ``target`` is not floating point.
+        ValueError: The interval, ``num_bins``, ``sigma`` or ``sigma_ratio`` is wrong.
+
+    Example:
+        >>> hl_gauss_target(torch.tensor([0.5]), min_value=0.0, max_value=1.0, num_bins=5, sigma=0.1)
+        tensor([[0.0013, 0.1573, 0.6827, 0.1573, 0.0013]])
+
+    Source:
+        Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.1 and appendix A.
+    """
+    check_floating("target", target)
+    low, span = _interval(min_value, max_value, num_bins, target)
+    for name, number in (("sigma", 1.0 if sigma is None else sigma), ("sigma_ratio", sigma_ratio)):
+        check_in_range(name, number, 0.0, low_open=True)
+    width = span / num_bins
+    deviation = (
+        sigma_ratio * width if sigma is None else torch.as_tensor(sigma, dtype=torch.float64, device=target.device)
+    )
+    # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
+    reach = 0.0 if clamp else 100 * deviation**2 / width
+    value = target.detach().double().clamp(low - reach, low + span + reach)
+    edges = low + span * torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=target.device)
+    z = (edges - value.unsqueeze(-1)) / (math.sqrt(2) * deviation)
+    probability = torch.softmax(_log_normal_mass(z[..., :-1], z[..., 1:]), -1)
+    return probability.detach().to(widen(target).dtype)
+
+
+def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
+    """Each value, clamped to the interval, shared linearly between its two neighbouring atoms.
+
+    Args:
+        target: Values ``(...)``, floating point.
+        min_value: The first atom.
+        max_value: The last atom.
+        num_bins: Number of atoms, at least 2.
+
+    Returns:
+        ``(..., num_bins)`` in target's dtype (float32 for halves), without gradient.
+
+    Raises:
+        TypeError: ``target`` is not floating point.
+        ValueError: The interval or ``num_bins`` is wrong.
+
+    Example:
+        >>> two_hot_target(torch.tensor([0.1, 9.0]), min_value=0.0, max_value=1.0, num_bins=3)
+        tensor([[0.8000, 0.2000, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+
+    Source:
+        Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.1.
+    """
+    check_floating("target", target)
+    return _share(target.detach().double(), min_value, max_value, num_bins).to(widen(target).dtype)
+
+
+def categorical_projection(
+    next_probs: Tensor,
+    reward: Tensor,
+    discount: Tensor,
+    *,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+) -> Tensor:
+    r"""The distribution of reward + discount x value of the next state, projected onto the atoms.
+
+    Formula:
+        .. math:: p_i = \sum_j q_j \max(0, 1 - |\mathrm{clamp}(r + \gamma a_j) - a_i| / \Delta)
+
+    Args:
+        next_probs: Probabilities q of the atoms for the greedy action of the next state ``(..., B)``.
+        reward: Rewards ``(...)``.
+        discount: Discounts ``(...)``; 0 where the episode ended.
+        min_value: The first atom.
+        max_value: The last atom.
+
+    Returns:
+        ``(..., B)`` in next_probs' dtype (float32 for halves), without gradient.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape or the interval is wrong.
+
+    Example:
+        >>> next_probs, one = torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1)
+        >>> categorical_projection(next_probs, 0.2 * one, 0.5 * one, min_value=-1.0, max_value=1.0)
+        tensor([[0.0000, 0.3000, 0.7000]])
+
+    Source:
+        Bellemare, Dabney, Munos (ICML 2017, arXiv 1707.06887), algorithm 1.
+    """
+    for name, tensor in (("next_probs", next_probs), ("reward", reward), ("discount", discount)):
+        check_floating(name, tensor)
+        if name != "next_probs":
+            check_shape(name, tensor, next_probs.shape[:-1], "a number for each row of next_probs (bins last)")
+    bins = next_probs.shape[-1] if next_probs.ndim else 0
+    low, span = _interval(min_value, max_value, bins, next_probs, least=2)
+    atoms = low + span * torch.linspace(0, 1, bins, dtype=torch.float64, device=next_probs.device)
+    moved = reward.detach().double().unsqueeze(-1) + discount.detach().double().unsqueeze(-1) * atoms
+    shares = _share(moved, min_value, max_value, bins)  # (..., from, to)
+    return (next_probs.detach().double().unsqueeze(-1) * shares).sum(-2).to(widen(next_probs).dtype)
+
+
+def histogram_mean(input: Tensor, *, min_value: Tensor | float, max_value: Tensor | float) -> Tensor:
+    """Expected value of logits over bins, each standing for its centre: what HL-Gauss predicts.
+
+    Args:
+        input: Logits ``(..., B)``, floating point.
+        min_value: Left edge of the first bin.
+        max_value: Right edge of the last bin.
+
+    Returns:
+        ``(...)``; float32 for half-precision input.
+
+    Raises:
+        TypeError: ``input`` is not floating point.
+        ValueError: The interval is wrong.
+
+    Example:
+        >>> histogram_mean(torch.tensor([[0.0, 0.0, 50.0]]), min_value=0.0, max_value=3.0)
+        tensor([2.5000])
+
+    Source:
+        Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.
+    """
+    check_floating("input", input)
+    bins = input.shape[-1] if input.ndim else 0
+    low, span = _interval(min_value, max_value, bins, input)
+    return _expectation(input, low + span * (torch.arange(bins, device=input.device).double() + 0.5) / bins)
+
+
+def atom_mean(input: Tensor, *, min_value: Tensor | float, max_value: Tensor | float) -> Tensor:
+    """Expected value of logits over atoms that lie from end to end: what two-hot and C51 predict.
+
+    Args:
+        input: Logits ``(..., B)``, floating point, B >= 2.
+        min_value: The first atom.
+        max_value: The last atom.
+
+    Returns:
+        ``(...)``; float32 for half-precision input.
+
+    Raises:
+        TypeError: ``input`` is not floating point.
+        ValueError: The interval is wrong, or there is only one atom.
+
+    Example:
+        >>> atom_mean(torch.tensor([[0.0, 0.0, 50.0]]), min_value=0.0, max_value=3.0)
+        tensor([3.])
+
+    Source:
+        Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.
+    """
+    check_floating("input", input)
+    bins = input.shape[-1] if input.ndim else 0
+    low, span = _interval(min_value, max_value, bins, input, least=2)
+    return _expectation(input, low + span * torch.linspace(0, 1, bins, dtype=torch.float64, device=input.device))
+
+
+def _expectation(input: Tensor, positions: Tensor) -> Tensor:
+    probability = widen(input).softmax(-1)
+    return (probability * positions.to(probability.dtype)).sum(-1)
+
+
+def _share(value: Tensor, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
+    """Float64 values ``(...)``, clamped, as shares of their two neighbouring atoms ``(..., num_bins)``."""
+    low, span = _interval(min_value, max_value, num_bins, value, least=2)
+    position = ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
+    distance = position.unsqueeze(-1) - torch.arange(num_bins, dtype=torch.float64, device=value.device)
+    return torch.relu(1 - distance.abs())
+
+
+def _log_normal_mass(left: Tensor, right: Tensor) -> Tensor:
+    """Log of erf(right) - erf(left) up to a constant, to full accuracy in the tails of both sides."""
+    mirrored = left + right < 0  # to the upper side, where erfc and erfcx keep their digits
+    near, far = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
+    tail = near > 0
+    s, t = torch.where(tail, near, 0.0), torch.where(tail, far, 1.0)
+    log_tail = -s.square() + torch.log(torch.special.erfcx(s) - torch.exp((s - t) * (s + t)) * torch.special.erfcx(t))
+    return torch.where(tail, log_tail, torch.log(torch.erfc(near) - torch.erfc(far)))
+
+
+def _transitions(target: Any, num_bins: int) -> dict[str, Any]:
+    """Next states, rewards and discounts made of one number for each row, for the contract."""
+    if not isinstance(target, Tensor):
+        return dict.fromkeys(("next_probs", "reward", "discount"), target)
+    waves = torch.stack([(k * target).sin() for k in range(num_bins)], -1)
+    return {"next_probs": waves.softmax(-1), "reward": target, "discount": target.sigmoid()}
+
+
+def _interval(
+    min_value: Tensor | float, max_value: Tensor | float, num_bins: int, like: Tensor, least: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Left end and length in float64."""
+    if num_bins < least:
+        raise ValueError(f"there are {num_bins} bins; wanted at least {least}, on the last axis of logits.")
+    check_in_range("min_value", min_value, -math.inf)
+    check_in_range("max_value", max_value, -math.inf)
+    if not isinstance(min_value, Tensor) and not isinstance(max_value, Tensor) and not min_value < max_value:
+        raise ValueError(f"the interval is [{min_value}, {max_value}]; wanted min_value < max_value.")
+    low, high = (torch.as_tensor(end, dtype=torch.float64, device=like.device) for end in (min_value, max_value))
+    return low, high - low
+
+
+def _check_values(input: Tensor, target: Tensor, num_bins: int | None) -> int:
+    check_floating("input", input)
+    check_floating("target", target)
+    if input.ndim == 0:
+        raise ValueError("input has shape (); wanted logits (..., bins).")
+    check_shape("target", target, input.shape[:-1], "a value for each row of input (bins last)")
+    if num_bins is not None and num_bins != input.shape[-1]:
+        raise ValueError(f"input has {input.shape[-1]} bins on its last axis; wanted num_bins={num_bins}.")
+    return input.shape[-1]
+
+
+def _known(num_bins: int | None) -> int:
+    if num_bins is None:
+        raise ValueError("num_bins is None; wanted the number of bins that targets are spread over.")
+    return num_bins
