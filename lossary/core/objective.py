@@ -22,6 +22,7 @@ class Kind(enum.Enum):
 
     CLASSES = "logits (N, C, ...) with class indices or probabilities"
     LABELS = "logits of any shape with yes/no targets of the same shape"
+    HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
 
 
 @dataclasses.dataclass(frozen=True)
