@@ -24,6 +24,8 @@ from lossary.core.objective import Kind, Objective, Registered
 
 OBJECTIVES = lossary.objectives()
 ROWS, CLASSES = 6, 5
+INDEXED = (Kind.CLASSES, Kind.HEAD)  # what takes class indices, ignored rows and class weights
+HEAD = torch.eye(CLASSES, dtype=torch.float64).roll(1, 0)  # logits are the hidden states in another order, exactly
 SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
 
 
@@ -42,7 +44,7 @@ def spec(request: pytest.FixtureRequest) -> Registered:
 @pytest.mark.parametrize("family", lossary.FAMILIES)
 def test_everything_exported_is_registered(family: str) -> None:
     module = importlib.import_module(f"lossary.{family}")
-    functions = {name for name in module.__all__ if name.endswith("_loss") and name != "normalize_loss"}
+    functions = {name for name in module.__all__ if name.endswith("_loss")} - {"normalize_loss", "z_loss"}
     assert functions <= set(OBJECTIVES), "exported, but without @objective"
     modules = {name for name in module.__all__ if inspect.isclass(getattr(module, name))}
     modules = {name for name in modules if issubclass(getattr(module, name), Objective)}
@@ -67,8 +69,10 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 def test_words(spec: Registered) -> None:
     wanted = {"input", "target", "sample_weight", "reduction", "normalizer"}
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         wanted |= {"weight", "ignore_index"}
+    if spec.kind is Kind.HEAD:
+        wanted |= {"linear_weight", "linear_bias"}
     assert wanted <= set(spec.parameters)
 
 
@@ -100,13 +104,17 @@ def test_finite_and_exact_at_extreme_logits(spec: Registered, scale: float) -> N
 
 def test_infinite_logits(spec: Registered) -> None:
     input, target = sample(spec)
+    options = {}
     if spec.kind is Kind.CLASSES:
         input[0, (target[0] + 1) % CLASSES] = -math.inf
+    elif spec.kind is Kind.HEAD:
+        target = target.clamp(min=1)
+        options["linear_bias"] = torch.tensor([-math.inf, *[0.0] * (CLASSES - 1)], dtype=torch.float64)
     else:
         target = (target > 0.5).double()
         input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
     input.requires_grad_()
-    value = evaluate(spec, input, target, reduction="none")
+    value = evaluate(spec, input, target, reduction="none", **options)
     assert value[1:].isfinite().all()
     assert not value.isnan().any()
     (gradient,) = torch.autograd.grad(value.sum(), input)
@@ -193,7 +201,8 @@ def test_autocast(spec: Registered) -> None:
     input, target = sample(spec)
     with torch.autocast("cpu", torch.bfloat16):
         value = evaluate(spec, input.float(), target)
-    torch.testing.assert_close(value, evaluate(spec, input.float(), target))
+    seen = input.bfloat16() if spec.kind is Kind.HEAD else input.float()  # a head is cast as F.linear's arguments are
+    torch.testing.assert_close(value, evaluate(spec, seen, target))
 
 
 def test_non_contiguous_and_untouched(spec: Registered) -> None:
@@ -227,7 +236,7 @@ def test_sample_weight_repeats_rows(spec: Registered) -> None:
 
 
 def test_class_weight_and_ignored_rows(spec: Registered) -> None:
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in INDEXED:
         return
     weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
     smooth = {"label_smoothing": 0.0} if "label_smoothing" in spec.parameters else {}  # some smooth by default
@@ -241,16 +250,17 @@ def test_class_weight_and_ignored_rows(spec: Registered) -> None:
         ignored.view(-1)[::2] = True
         for label in (-100, 3):
             masked = torch.where(ignored, label, torch.where(target == 3, 2, target))
-            poisoned = torch.where(ignored.unsqueeze(1), math.nan, input).requires_grad_()
+            axis = -1 if spec.kind is Kind.HEAD else 1
+            poisoned = torch.where(ignored.unsqueeze(axis), math.nan, input).requires_grad_()
             value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
             assert (value[ignored] == 0).all()
             assert value.isfinite().all()
             mean = evaluate(spec, poisoned, masked, ignore_index=label, weight=weight)
             (gradient,) = torch.autograd.grad(mean, poisoned)
-            assert (gradient.movedim(1, -1)[ignored] == 0).all()
+            assert (gradient.movedim(axis, -1)[ignored] == 0).all()
             assert gradient.isfinite().all()
             kept = ~ignored
-            expected = evaluate(spec, input.movedim(1, -1)[kept], masked[kept], weight=weight)
+            expected = evaluate(spec, input.movedim(axis, -1)[kept], masked[kept], weight=weight)
             torch.testing.assert_close(mean, expected)
 
 
@@ -263,7 +273,7 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
     zero = evaluate(spec, empty, target[:0], normalizer=3)
     assert zero == 0
     zero.backward()
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         ignored = torch.full_like(target, -100)
         assert evaluate(spec, input, ignored).isnan()
         zero = evaluate(spec, input.requires_grad_(), ignored, normalizer=3)
@@ -277,7 +287,7 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
     input, target = sample(spec)
     options: dict[str, Any] = {}
     count = torch.tensor(float(target.numel()))
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         target[1] = -100
         options["weight"] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
         count = options["weight"][target[target != -100]].sum()
@@ -306,7 +316,7 @@ def test_bad_input(spec: Registered) -> None:
         evaluate(spec, input, target.tolist())
     with pytest.raises(ValueError, match="normalizer"):
         evaluate(spec, input, target, normalizer=0)
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         with pytest.raises(
             ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
         ):
@@ -320,7 +330,7 @@ def test_bad_input(spec: Registered) -> None:
 
 def test_unseen_bad_label_is_nan(spec: Registered) -> None:
     """Where checks of values stand aside, a bad label gives NaN or an error, never a plausible number."""
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in INDEXED:
         return
     input, target = sample(spec)
     for label in (CLASSES, -5):
@@ -337,20 +347,20 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    value = module(input, target)
+    value = module(*arguments(spec, input, target))
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(twin(input, target), value)
+        torch.testing.assert_close(twin(*arguments(spec, input, target)), value)
     fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh(input, target), value)
+    torch.testing.assert_close(fresh(*arguments(spec, input, target)), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    torch.testing.assert_close(torch.func.functional_call(module, state, (input, target)), value)
+    torch.testing.assert_close(torch.func.functional_call(module, state, arguments(spec, input, target)), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
     times = torch.arange(1.0, ROWS + 1)
     torch.testing.assert_close(
-        module(input, target, sample_weight=times, normalizer=2.0),
+        module(*arguments(spec, input, target), sample_weight=times, normalizer=2.0),
         evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
     )
 
@@ -386,7 +396,7 @@ def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     input = scale * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
     input = input.float().double()  # the same number in float32, so that precisions compare like with like
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         return input, torch.randint(CLASSES, (ROWS,), generator=generator)
     return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
 
@@ -397,8 +407,9 @@ def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
     flat = (input, target)
     if spec.kind is Kind.LABELS:
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
-    one = (input.reshape(3, 2, CLASSES).movedim(-1, 1), target.reshape(3, 2))
-    two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, 1), target.reshape(1, 3, 2))
+    axis = -1 if spec.kind is Kind.HEAD else 1
+    one = (input.reshape(3, 2, CLASSES).movedim(-1, axis), target.reshape(3, 2))
+    two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, axis), target.reshape(1, 3, 2))
     return [flat, one, two]
 
 
@@ -407,8 +418,14 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    result = spec.function(input, target, **{**required, **options})
+    result = spec.function(*arguments(spec, input, target), **{**required, **options})
     return result[0] if spec.stateful else result
+
+
+def arguments(spec: Registered, input: Tensor, target: Any) -> tuple[Any, ...]:
+    if spec.kind is not Kind.HEAD:
+        return input, target
+    return input, HEAD.to(input.dtype if input.is_floating_point() else torch.float64), target
 
 
 def continuous(spec: Registered) -> dict[str, Tensor]:

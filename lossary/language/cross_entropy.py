@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -305,13 +306,10 @@ def _at_every_position(**given: Any) -> Any:
 
 def _by_torch(**given: Any) -> Tensor:
     """PyTorch's own ``linear_cross_entropy`` in chunks of rows, for what it can do."""
-    understood = {"input", "linear_weight", "target", "linear_bias", "weight", "reduction", "ignore_index"}
-    defaults = {"filter_eps": "auto", "backend": "torch", "temperature": 1.0}
-    for name, value in given.items():
-        default = defaults.get(name, None)
-        if name not in understood and value is not None and not (isinstance(value, int | float) and value in (0, default)):
-            if value == default:
-                continue
+    understood = {"input", "linear_weight", "target", "linear_bias", "weight", "reduction", "ignore_index", "backend"}
+    for name, parameter in inspect.signature(linear_cross_entropy).parameters.items():
+        value, default = given[name], parameter.default
+        if name not in understood and (isinstance(value, Tensor) or value != default):
             raise ValueError(f"{name} is {value!r}, which backend='torch' does not know; wanted {default!r}.")
     input, target = given["input"], given["target"]
     loss = F.linear_cross_entropy(
