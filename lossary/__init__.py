@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-FAMILIES = ("classification", "regression")
-_ROOMS = (*FAMILIES, "compare", "core", "datasets", "papers")
+FAMILIES = ("classification", "language", "regression")
+_ROOMS = (*FAMILIES, "compare", "core", "datasets", "kernels", "papers")
 _NAMES = {"Objective": "lossary.core.objective", "WeightedSum": "lossary.core.composition"}
 
 __all__ = ["FAMILIES", "Objective", "WeightedSum", "__version__", "objectives"]

@@ -25,6 +25,8 @@ from lossary.core.objective import Kind, Objective, Registered
 
 OBJECTIVES = lossary.objectives()
 ROWS, CLASSES = 6, 5
+INDEXED = (Kind.CLASSES, Kind.HEAD)  # what takes class indices, ignored rows and class weights
+HEAD = torch.eye(CLASSES, dtype=torch.float64).roll(1, 0)  # logits are the hidden states in another order, exactly
 SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
 
 
@@ -43,7 +45,7 @@ def spec(request: pytest.FixtureRequest) -> Registered:
 @pytest.mark.parametrize("family", lossary.FAMILIES)
 def test_everything_exported_is_registered(family: str) -> None:
     module = importlib.import_module(f"lossary.{family}")
-    functions = {name for name in module.__all__ if name.endswith("_loss") and name != "normalize_loss"}
+    functions = {name for name in module.__all__ if name.endswith("_loss")} - {"normalize_loss", "z_loss"}
     assert functions <= set(OBJECTIVES), "exported, but without @objective"
     modules = {name for name in module.__all__ if inspect.isclass(getattr(module, name))}
     modules = {name for name in modules if issubclass(getattr(module, name), Objective)}
@@ -67,11 +69,13 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 
 def test_words(spec: Registered) -> None:
-    wanted = {*spec.arguments(*sample(spec)), "sample_weight"}
+    wanted = {*arguments(spec, *sample(spec)), "sample_weight"}
     if not spec.batch_level:
         wanted |= {"reduction", "normalizer"}
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         wanted |= {"weight", "ignore_index"}
+    if spec.kind is Kind.HEAD:
+        wanted |= {"linear_weight", "linear_bias"}
     assert wanted <= set(spec.parameters)
 
 
@@ -103,15 +107,19 @@ def test_finite_and_exact_at_extreme_logits(spec: Registered, scale: float) -> N
 
 def test_infinite_logits(spec: Registered) -> None:
     input, target = sample(spec)
+    options = {}
     if spec.kind is Kind.CLASSES:
         input[0, (target[0] + 1) % CLASSES] = -math.inf
     elif spec.kind is Kind.VALUES:
         input[0, 1] = -math.inf
+    elif spec.kind is Kind.HEAD:
+        target = target.clamp(min=1)
+        options["linear_bias"] = torch.tensor([-math.inf, *[0.0] * (CLASSES - 1)], dtype=torch.float64)
     else:
         target = (target > 0.5).double()
         input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
     input.requires_grad_()
-    value = evaluate(spec, input, target, reduction="none")
+    value = evaluate(spec, input, target, reduction="none", **options)
     assert by_row(value)[1:].isfinite().all()
     assert not value.isnan().any()
     (gradient,) = torch.autograd.grad(value.sum(), input)
@@ -198,7 +206,8 @@ def test_autocast(spec: Registered) -> None:
     input, target = sample(spec)
     with torch.autocast("cpu", torch.bfloat16):
         value = evaluate(spec, input.float(), target)
-    torch.testing.assert_close(value, evaluate(spec, input.float(), target))
+    seen = input.bfloat16() if spec.kind is Kind.HEAD else input.float()  # a head is cast as F.linear's arguments are
+    torch.testing.assert_close(value, evaluate(spec, seen, target))
 
 
 def test_non_contiguous_and_untouched(spec: Registered) -> None:
@@ -234,7 +243,7 @@ def test_sample_weight_repeats_rows(spec: Registered) -> None:
 
 
 def test_class_weight_and_ignored_rows(spec: Registered) -> None:
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in INDEXED:
         return
     weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
     smooth = {"label_smoothing": 0.0} if "label_smoothing" in spec.parameters else {}  # some smooth by default
@@ -248,16 +257,17 @@ def test_class_weight_and_ignored_rows(spec: Registered) -> None:
         ignored.view(-1)[::2] = True
         for label in (-100, 3):
             masked = torch.where(ignored, label, torch.where(target == 3, 2, target))
-            poisoned = torch.where(ignored.unsqueeze(1), math.nan, input).requires_grad_()
+            axis = -1 if spec.kind is Kind.HEAD else 1
+            poisoned = torch.where(ignored.unsqueeze(axis), math.nan, input).requires_grad_()
             value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
             assert (value[ignored] == 0).all()
             assert value.isfinite().all()
             mean = evaluate(spec, poisoned, masked, ignore_index=label, weight=weight)
             (gradient,) = torch.autograd.grad(mean, poisoned)
-            assert (gradient.movedim(1, -1)[ignored] == 0).all()
+            assert (gradient.movedim(axis, -1)[ignored] == 0).all()
             assert gradient.isfinite().all()
             kept = ~ignored
-            expected = evaluate(spec, input.movedim(1, -1)[kept], masked[kept], weight=weight)
+            expected = evaluate(spec, input.movedim(axis, -1)[kept], masked[kept], weight=weight)
             torch.testing.assert_close(mean, expected)
 
 
@@ -272,7 +282,7 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
     zero = evaluate(spec, empty, target[:0], normalizer=3)
     assert zero == 0
     zero.backward()
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         ignored = torch.full_like(target, -100)
         assert evaluate(spec, input, ignored).isnan()
         zero = evaluate(spec, input.requires_grad_(), ignored, normalizer=3)
@@ -288,7 +298,7 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
     input, target = sample(spec)
     options: dict[str, Any] = {}
     count = torch.tensor(float(target.numel()))
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         target[1] = -100
         options["weight"] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
         count = options["weight"][target[target != -100]].sum()
@@ -310,7 +320,7 @@ def test_bad_input(spec: Registered) -> None:
             evaluate(spec, input, target, reduction="average")
         with pytest.raises(ValueError, match="normalizer"):
             evaluate(spec, input, target, normalizer=0)
-    names = "|".join(name for name in spec.arguments(input, target) if not name.endswith("input"))
+    names = "|".join(name for name in arguments(spec, input, target) if not name.endswith("input"))
     with pytest.raises(ValueError, match=rf"({names}) has shape .*; wanted"):
         evaluate(spec, input, target[:-1])
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
@@ -319,7 +329,7 @@ def test_bad_input(spec: Registered) -> None:
         evaluate(spec, input.long(), target)
     with pytest.raises(TypeError, match=names):
         evaluate(spec, input, target.tolist())
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         with pytest.raises(
             ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
         ):
@@ -333,7 +343,7 @@ def test_bad_input(spec: Registered) -> None:
 
 def test_unseen_bad_label_is_nan(spec: Registered) -> None:
     """Where checks of values stand aside, a bad label gives NaN or an error, never a plausible number."""
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in INDEXED:
         return
     input, target = sample(spec)
     for label in (CLASSES, -5):
@@ -350,23 +360,23 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    arguments = spec.arguments(input, target)
-    value = module(**arguments)
+    given = arguments(spec, input, target)
+    value = module(**given)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(twin(**arguments), value)
+        torch.testing.assert_close(twin(**given), value)
     fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh(**arguments), value)
+    torch.testing.assert_close(fresh(**given), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    torch.testing.assert_close(torch.func.functional_call(module, state, (), arguments), value)
+    torch.testing.assert_close(torch.func.functional_call(module, state, (), given), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
     options: dict[str, Any] = {"sample_weight": torch.arange(1.0, ROWS + 1)}
     if not spec.batch_level:
         options["normalizer"] = 2.0
     torch.testing.assert_close(
-        module(**arguments, **options), evaluate(spec, input, target, **options, **module.hyperparameters())
+        module(**given, **options), evaluate(spec, input, target, **options, **module.hyperparameters())
     )
 
 
@@ -377,17 +387,17 @@ def test_state(spec: Registered) -> None:
     input, target = sample(spec)
     module = build(spec)
     before = copy.deepcopy(module.state_dict())
-    arguments = spec.arguments(input, target)
-    module.eval()(**arguments)
+    given = arguments(spec, input, target)
+    module.eval()(**given)
     torch.testing.assert_close(module.state_dict(), before, equal_nan=True)
-    module.train()(**arguments)
+    module.train()(**given)
     moved = module.state_dict()
     assert any(not torch.equal(moved[name], before[name]) for name in before)
     restored = build(spec)
     restored.load_state_dict(moved)
-    torch.testing.assert_close(restored(**arguments), module(**arguments))
+    torch.testing.assert_close(restored(**given), module(**given))
     inputs = torch.stack([input, 2 * input])
-    call = lambda z: spec.function(**spec.arguments(z, target), **spec.example(CLASSES))  # noqa: E731
+    call = lambda z: spec.function(**arguments(spec, z, target), **spec.example(CLASSES))  # noqa: E731
     together = torch.func.vmap(call)(inputs)
     for member in range(2):
         of_member = tree_map(lambda part, member=member: part[member], together)
@@ -401,7 +411,7 @@ def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     input = scale * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
     input = input.float().double()  # the same number in float32, so that precisions compare like with like
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         return input, torch.randint(CLASSES, (ROWS,), generator=generator)
     if spec.kind is Kind.VALUES:
         return input, torch.randn(ROWS, generator=generator, dtype=torch.float64)
@@ -416,8 +426,9 @@ def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2)), (input[0], target[0])]
     if spec.kind is Kind.LABELS:
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
-    one = (input.reshape(3, 2, CLASSES).movedim(-1, 1), target.reshape(3, 2))
-    two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, 1), target.reshape(1, 3, 2))
+    axis = -1 if spec.kind is Kind.HEAD else 1
+    one = (input.reshape(3, 2, CLASSES).movedim(-1, axis), target.reshape(3, 2))
+    two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, axis), target.reshape(1, 3, 2))
     return [flat, one, two]
 
 
@@ -428,8 +439,16 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
     }
     if spec.batch_level and options.get("reduction") == "none":
         options = {name: value for name, value in options.items() if name != "reduction"}
-    result = spec.function(**spec.arguments(input, target), **{**required, **options})
+    result = spec.function(**arguments(spec, input, target), **{**required, **options})
     return result[0] if spec.stateful else result
+
+
+def arguments(spec: Registered, input: Tensor, target: Any) -> dict[str, Any]:
+    """The objective's data by name."""
+    given = spec.arguments(input, target)
+    if spec.kind is Kind.HEAD:
+        given["linear_weight"] = HEAD.to(input.dtype if input.is_floating_point() else torch.float64)
+    return given
 
 
 def by_row(value: Tensor) -> Tensor:

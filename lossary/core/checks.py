@@ -102,6 +102,13 @@ def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
         )
 
 
+def check_indices(name: str, index: Tensor, size: int) -> None:
+    """Raise ValueError if an index lies outside [0, size); reads values."""
+    wrong = (index < 0) | (index >= size)
+    if wrong.any():
+        raise ValueError(f"{name} contains {int(index[wrong].flatten()[0])}; wanted integers from 0 to {size - 1}.")
+
+
 def check_unit_interval(name: str, tensor: Tensor) -> None:
     """Raise ValueError if a value lies outside [0, 1]; NaN passes, since it stays visible in the loss; reads values."""
     wrong = (tensor < 0) | (tensor > 1)

@@ -23,6 +23,7 @@ class Kind(enum.Enum):
     CLASSES = "logits (N, C, ...) with class indices or probabilities"
     LABELS = "logits of any shape with yes/no targets of the same shape"
     VALUES = "logits (..., bins) over an interval with real targets (...)"
+    HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
 
 
 @dataclasses.dataclass(frozen=True)

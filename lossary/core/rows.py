@@ -145,22 +145,15 @@ class ClassRows:
         ``mean`` divides by the summed weights of the kept rows for index targets and by their number for probability
         targets; ``normalizer`` replaces that divisor.
         """
-        checks.check_reduction(reduction)
-        checks.check_normalizer(normalizer)
-        if self._valid is not None:  # where the check of labels stood aside: NaN, never a plausible number
-            values = torch.where(self._valid, values, torch.nan)
-        values = _masked(values, self.keep)
-        weight = self._sample_weight
-        if weight is not None:
-            values = values * weight
-        if reduction == "none":
-            return values
-        if reduction == "sum":
-            return values.sum() if normalizer is None else values.sum() / normalizer
-        if normalizer is None:
-            divisor = self.label_weight() if weight is None else self.label_weight() * weight
-            normalizer = _masked(divisor.expand(values.shape), self.keep).sum()
-        return values.sum() / normalizer
+        return reduce_rows(
+            values,
+            keep=self.keep,
+            valid=self._valid,
+            label_weight=self.label_weight(),
+            sample_weight=self._sample_weight,
+            reduction=reduction,
+            normalizer=normalizer,
+        )
 
     def _label(self) -> Tensor:
         if self.index is None:
@@ -169,6 +162,44 @@ class ClassRows:
 
     def _log_sum_of_others(self, label: Tensor) -> Tensor:
         return numerics.logsumexp(self.log_softmax().scatter(self.dim, label, -torch.inf), self.dim)
+
+
+def reduce_rows(
+    values: Tensor,
+    *,
+    keep: Tensor | None,
+    valid: Tensor | None,
+    label_weight: Tensor,
+    sample_weight: Tensor | None,
+    reduction: Reduction,
+    normalizer: Tensor | float | None,
+) -> Tensor:
+    """Reduce a loss per row as PyTorch does; what :meth:`ClassRows.reduce` and its like on other inputs share.
+
+    Args:
+        values: Loss of each row, class weights inside.
+        keep: False in rows that count for nothing.
+        valid: False where the label is out of range and the check of labels stood aside.
+        label_weight: Class weight of each row's label, or a 0-d one: the divisor of ``mean``.
+        sample_weight: Weight of each row.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of that of ``mean``.
+    """
+    checks.check_reduction(reduction)
+    checks.check_normalizer(normalizer)
+    if valid is not None:  # where the check of labels stood aside: NaN, never a plausible number
+        values = torch.where(valid, values, torch.nan)
+    values = _masked(values, keep)
+    if sample_weight is not None:
+        values = values * sample_weight
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum() if normalizer is None else values.sum() / normalizer
+    if normalizer is None:
+        divisor = label_weight if sample_weight is None else label_weight * sample_weight
+        normalizer = _masked(divisor.expand(values.shape), keep).sum()
+    return values.sum() / normalizer
 
 
 def class_rows(
