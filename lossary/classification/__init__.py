@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from lossary.classification.adversarial import pgd_attack
+from lossary.classification.adversarial import (
+    pgd_attack,
+)
+from lossary.classification.any_metric import (
+    AnyLoss,
+    ConfusionMatrix,
+    any_loss,
+    approximate_label,
+    metric_value,
+    soft_confusion_matrix,
+)
 from lossary.classification.asymmetric import (
     AdaptiveAsymmetricLoss,
     AsymmetricLoss,
@@ -27,6 +37,15 @@ from lossary.classification.bootstrapping import (
     dynamic_bootstrapping_mixup_loss,
     uniform_prior_loss,
 )
+from lossary.classification.clip import (
+    LogitClip,
+    LogitClipCrossEntropyLoss,
+    LogitClippedLoss,
+    clip_logits,
+    logit_clip_bounds,
+    logit_clip_cross_entropy_loss,
+    symmetric_noise_risk_gap,
+)
 from lossary.classification.comp_sum import (
     AdversarialCompSum,
     CompSumLoss,
@@ -38,6 +57,21 @@ from lossary.classification.comp_sum import (
     margin_vector,
     smooth_adversarial_comp_sum_loss,
 )
+from lossary.classification.dice import (
+    NLPDiceLoss,
+    SelfAdjustingDiceLoss,
+    TverskyNLPLoss,
+    nlp_dice_loss,
+    self_adjusting_dice_loss,
+    tversky_nlp_loss,
+)
+from lossary.classification.encouraging import (
+    EncouragingLoss,
+    HaltedCrossEntropyLoss,
+    encouraging_bonus,
+    encouraging_loss,
+    halted_cross_entropy_loss,
+)
 from lossary.classification.focal import (
     FocalLoss,
     FocalStarLoss,
@@ -46,6 +80,15 @@ from lossary.classification.focal import (
     focal_star_loss,
     prior_bias_,
     sigmoid_focal_loss,
+)
+from lossary.classification.ldr import (
+    ALDRKLLoss,
+    LDRKLLoss,
+    LDRLoss,
+    aldr_kl_loss,
+    ldr_kl_loss,
+    ldr_loss,
+    normalize_logits,
 )
 from lossary.classification.margin import (
     DeferredResampling,
@@ -117,9 +160,11 @@ from lossary.classification.squentropy import (
 )
 
 __all__ = [
+    "ALDRKLLoss",
     "ActivePassiveLoss",
     "AdaptiveAsymmetricLoss",
     "AdversarialCompSum",
+    "AnyLoss",
     "AsymmetricLoss",
     "AsymmetricSoftmaxLoss",
     "AsymmetryState",
@@ -127,17 +172,26 @@ __all__ = [
     "BootstrapSchedule",
     "BootstrapTraining",
     "CompSumLoss",
+    "ConfusionMatrix",
     "DeferredResampling",
     "DeferredReweighting",
     "DynamicBootstrappingLoss",
     "DynamicBootstrappingMixupLoss",
+    "EncouragingLoss",
     "FocalLoss",
     "FocalStarLoss",
     "GeneralizedCrossEntropyLoss",
+    "HaltedCrossEntropyLoss",
     "LDAMHingeLoss",
     "LDAMLoss",
+    "LDRKLLoss",
+    "LDRLoss",
+    "LogitClip",
+    "LogitClipCrossEntropyLoss",
+    "LogitClippedLoss",
     "LossNormalizer",
     "MeanAbsoluteErrorLoss",
+    "NLPDiceLoss",
     "NoiseModel",
     "NormalizedCrossEntropyLoss",
     "NormalizedFocalLoss",
@@ -156,15 +210,21 @@ __all__ = [
     "RegMixupLoss",
     "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
+    "SelfAdjustingDiceLoss",
     "SigmoidFocalLoss",
     "SmoothAdversarialCompSumLoss",
     "SquentropyLoss",
     "SymmetricCrossEntropyLoss",
+    "TverskyNLPLoss",
     "UniformPriorLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
+    "aldr_kl_loss",
+    "any_loss",
+    "approximate_label",
     "asymmetric_loss",
     "asymmetric_softmax_loss",
+    "clip_logits",
     "comp_sum_bound",
     "comp_sum_loss",
     "comp_sum_minimal_risk",
@@ -172,16 +232,26 @@ __all__ = [
     "dynamic_bootstrapping_loss",
     "dynamic_bootstrapping_mixup_loss",
     "effective_number_weights",
+    "encouraging_bonus",
+    "encouraging_loss",
     "focal_loss",
     "focal_star_loss",
     "generalized_cross_entropy_loss",
+    "halted_cross_entropy_loss",
     "ldam_hinge_loss",
     "ldam_loss",
     "ldam_margins",
+    "ldr_kl_loss",
+    "ldr_loss",
+    "logit_clip_bounds",
+    "logit_clip_cross_entropy_loss",
     "long_tailed_counts",
     "margin_vector",
     "mean_absolute_error_loss",
+    "metric_value",
     "mixup",
+    "nlp_dice_loss",
+    "normalize_logits",
     "normalize_loss",
     "normalized_cross_entropy_loss",
     "normalized_focal_loss",
@@ -201,11 +271,15 @@ __all__ = [
     "regmixup_loss",
     "rescaled_square_loss",
     "reverse_cross_entropy_loss",
+    "self_adjusting_dice_loss",
     "sigmoid_focal_loss",
     "smooth_adversarial_comp_sum_loss",
+    "soft_confusion_matrix",
     "squentropy_loss",
     "subsample_long_tailed",
     "symmetric_cross_entropy_loss",
+    "symmetric_noise_risk_gap",
+    "tversky_nlp_loss",
     "uniform_prior_loss",
     "weighted_mixup",
 ]
