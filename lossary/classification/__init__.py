@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lossary.classification.adversarial import pgd_attack
+from lossary.classification.adversarial import AdversarialTrainer, pgd_attack
 from lossary.classification.asymmetric import (
     AdaptiveAsymmetricLoss,
     AsymmetricLoss,
@@ -90,6 +90,16 @@ from lossary.classification.noise import (
     reverse_cross_entropy_loss,
     symmetric_cross_entropy_loss,
 )
+from lossary.classification.one_vs_rest import (
+    LogitMarginLoss,
+    OneVsRestLoss,
+    SwitchingOneVsRestLoss,
+    TradesSOVRLoss,
+    logit_margin_loss,
+    one_vs_rest_loss,
+    switching_one_vs_rest_loss,
+    trades_sovr_loss,
+)
 from lossary.classification.poly import (
     Poly1CrossEntropyLoss,
     Poly1FocalLoss,
@@ -120,6 +130,7 @@ __all__ = [
     "ActivePassiveLoss",
     "AdaptiveAsymmetricLoss",
     "AdversarialCompSum",
+    "AdversarialTrainer",
     "AsymmetricLoss",
     "AsymmetricSoftmaxLoss",
     "AsymmetryState",
@@ -136,6 +147,7 @@ __all__ = [
     "GeneralizedCrossEntropyLoss",
     "LDAMHingeLoss",
     "LDAMLoss",
+    "LogitMarginLoss",
     "LossNormalizer",
     "MeanAbsoluteErrorLoss",
     "NoiseModel",
@@ -148,6 +160,7 @@ __all__ = [
     "OKOHead",
     "OKOLoss",
     "OddKOutSampler",
+    "OneVsRestLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
     "Poly1SigmoidFocalLoss",
@@ -159,7 +172,9 @@ __all__ = [
     "SigmoidFocalLoss",
     "SmoothAdversarialCompSumLoss",
     "SquentropyLoss",
+    "SwitchingOneVsRestLoss",
     "SymmetricCrossEntropyLoss",
+    "TradesSOVRLoss",
     "UniformPriorLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
@@ -178,6 +193,7 @@ __all__ = [
     "ldam_hinge_loss",
     "ldam_loss",
     "ldam_margins",
+    "logit_margin_loss",
     "long_tailed_counts",
     "margin_vector",
     "mean_absolute_error_loss",
@@ -190,6 +206,7 @@ __all__ = [
     "normalized_reverse_cross_entropy_loss",
     "oko_loss",
     "oko_soft_targets",
+    "one_vs_rest_loss",
     "pgd_attack",
     "poly1_cross_entropy_loss",
     "poly1_focal_loss",
@@ -205,7 +222,9 @@ __all__ = [
     "smooth_adversarial_comp_sum_loss",
     "squentropy_loss",
     "subsample_long_tailed",
+    "switching_one_vs_rest_loss",
     "symmetric_cross_entropy_loss",
+    "trades_sovr_loss",
     "uniform_prior_loss",
     "weighted_mixup",
 ]
