@@ -437,6 +437,10 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
+    weight = options.get("weight")
+    if isinstance(weight, Tensor) and weight.ndim and "class_weight" in spec.parameters:  # "weight" is another's name
+        options = {**options, "class_weight": weight}
+        del options["weight"]
     if spec.batch_level and options.get("reduction") == "none":
         options = {name: value for name, value in options.items() if name != "reduction"}
     result = spec.function(**arguments(spec, input, target), **{**required, **options})

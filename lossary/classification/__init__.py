@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lossary.classification.adversarial import (
+    AdversarialTrainer,
     pgd_attack,
 )
 from lossary.classification.any_metric import (
@@ -133,6 +134,16 @@ from lossary.classification.noise import (
     reverse_cross_entropy_loss,
     symmetric_cross_entropy_loss,
 )
+from lossary.classification.one_vs_rest import (
+    LogitMarginLoss,
+    OneVsRestLoss,
+    SwitchingOneVsRestLoss,
+    TradesSOVRLoss,
+    logit_margin_loss,
+    one_vs_rest_loss,
+    switching_one_vs_rest_loss,
+    trades_sovr_loss,
+)
 from lossary.classification.poly import (
     Poly1CrossEntropyLoss,
     Poly1FocalLoss,
@@ -164,6 +175,7 @@ __all__ = [
     "ActivePassiveLoss",
     "AdaptiveAsymmetricLoss",
     "AdversarialCompSum",
+    "AdversarialTrainer",
     "AnyLoss",
     "AsymmetricLoss",
     "AsymmetricSoftmaxLoss",
@@ -189,6 +201,7 @@ __all__ = [
     "LogitClip",
     "LogitClipCrossEntropyLoss",
     "LogitClippedLoss",
+    "LogitMarginLoss",
     "LossNormalizer",
     "MeanAbsoluteErrorLoss",
     "NLPDiceLoss",
@@ -202,6 +215,7 @@ __all__ = [
     "OKOHead",
     "OKOLoss",
     "OddKOutSampler",
+    "OneVsRestLoss",
     "Poly1CrossEntropyLoss",
     "Poly1FocalLoss",
     "Poly1SigmoidFocalLoss",
@@ -214,7 +228,9 @@ __all__ = [
     "SigmoidFocalLoss",
     "SmoothAdversarialCompSumLoss",
     "SquentropyLoss",
+    "SwitchingOneVsRestLoss",
     "SymmetricCrossEntropyLoss",
+    "TradesSOVRLoss",
     "TverskyNLPLoss",
     "UniformPriorLoss",
     "active_passive_loss",
@@ -245,6 +261,7 @@ __all__ = [
     "ldr_loss",
     "logit_clip_bounds",
     "logit_clip_cross_entropy_loss",
+    "logit_margin_loss",
     "long_tailed_counts",
     "margin_vector",
     "mean_absolute_error_loss",
@@ -260,6 +277,7 @@ __all__ = [
     "normalized_reverse_cross_entropy_loss",
     "oko_loss",
     "oko_soft_targets",
+    "one_vs_rest_loss",
     "pgd_attack",
     "poly1_cross_entropy_loss",
     "poly1_focal_loss",
@@ -277,8 +295,10 @@ __all__ = [
     "soft_confusion_matrix",
     "squentropy_loss",
     "subsample_long_tailed",
+    "switching_one_vs_rest_loss",
     "symmetric_cross_entropy_loss",
     "symmetric_noise_risk_gap",
+    "trades_sovr_loss",
     "tversky_nlp_loss",
     "uniform_prior_loss",
     "weighted_mixup",

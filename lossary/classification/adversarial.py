@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossary.core.checks import check_floating, check_in_range
@@ -90,6 +91,96 @@ def pgd_attack(
             moved = perturbed.detach() + step_size * _direction(gradient, norm)
             perturbed = _clip(x + _into_ball(moved - x, epsilon, norm), clip_range)
     return perturbed.detach()
+
+
+class AdversarialTrainer:
+    """Adversarial training around a model: perturb each batch, then take the loss of the perturbed inputs.
+
+    Reach for it where inputs may be perturbed on purpose, with any loss of logits and labels, such as
+    :class:`SwitchingOneVsRestLoss`. A step costs ``steps`` + 1 forward and backward passes.
+
+    Args:
+        model: From inputs to logits ``(N, C)``. It is attacked in evaluation mode; the loss is taken in the mode that
+            it is in.
+        loss: ``loss(logits, target)``, or ``loss(clean_logits, adversarial_logits, target)`` if ``with_clean``.
+        epsilon: Radius of the ball.
+        step_size: Length of a step of the attack.
+        steps: Steps of the attack.
+        clip_range: Lowest and highest value of an input, or None.
+        norm: ``linf`` or ``l2``.
+        attack: What the attack ascends: ``cross_entropy``, or ``kl``, the divergence from the clean prediction, as
+            TRADES does.
+        with_clean: Whether the loss wants the logits of the clean inputs too, as :class:`TradesSOVRLoss` does.
+        generator: Source of the attack's random start.
+
+    Raises:
+        ValueError: ``attack`` is wrong.
+
+    Example:
+        >>> from torch import nn
+        >>> trainer = AdversarialTrainer(nn.Linear(3, 4), nn.CrossEntropyLoss(), epsilon=0.1, step_size=0.03, steps=3)
+        >>> trainer.loss(torch.rand(5, 3), torch.tensor([0, 3, 1, 1, 2])).backward()
+
+    Source:
+        Madry et al. (ICLR 2018, arXiv 1706.06083); with the settings of Kanai et al. (ICML 2023, arXiv 2207.10283).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        *,
+        epsilon: float = 8 / 255,
+        step_size: float = 2 / 255,
+        steps: int = 10,
+        clip_range: tuple[float, float] | None = (0, 1),
+        norm: Norm = "linf",
+        attack: Literal["cross_entropy", "kl"] = "cross_entropy",
+        with_clean: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if attack not in ("cross_entropy", "kl"):
+            raise ValueError(f"attack is {attack!r}; wanted 'cross_entropy' or 'kl'.")
+        self.model = model
+        self.objective = loss
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.steps = steps
+        self.clip_range = clip_range
+        self.norm: Norm = norm
+        self.attack = attack
+        self.with_clean = with_clean
+        self.generator = generator
+
+    def perturb(self, x: Tensor, target: Tensor) -> Tensor:
+        """Perturbed inputs, detached."""
+        if self.attack == "kl":
+            with evaluating(self.model), torch.no_grad():
+                clean = F.softmax(self.model(x), 1)
+
+        def ascended(logits: Tensor) -> Tensor:
+            if self.attack == "kl":
+                return F.kl_div(F.log_softmax(logits, 1), clean, reduction="none").sum(1)
+            return F.cross_entropy(logits, target, reduction="none")
+
+        return pgd_attack(
+            self.model,
+            x,
+            ascended,
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            steps=self.steps,
+            norm=self.norm,
+            clip_range=self.clip_range,
+            generator=self.generator,
+        )
+
+    def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """The loss to step on, of inputs ``(N, ...)`` with class indices ``(N,)``."""
+        perturbed = self.perturb(x, target)
+        if self.with_clean:
+            return self.objective(self.model(x), self.model(perturbed), target)
+        return self.objective(self.model(perturbed), target)
 
 
 @contextlib.contextmanager
