@@ -415,7 +415,12 @@ def continuous(spec: Registered) -> dict[str, Tensor]:
     """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
     found: dict[str, Tensor] = {}
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name != "normalizer":
+        required = parameter.default is inspect.Parameter.empty  # the example has it
+        if (
+            parameter.annotation in ("Tensor | float", "Tensor | float | None")
+            and name != "normalizer"
+            and not required
+        ):
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in spec.example(CLASSES).items():
         found[name] = torch.as_tensor(value)
