@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from sklearn import metrics as sk
 from torch import Tensor
 
+from lossary.calibration import reliability_bins
 from lossary.compare.calibrate import fit_affine
 from lossary.compare.decide import best_offsets, best_thresholds
 from lossary.compare.options import Task
@@ -162,9 +163,8 @@ def ece(log_probabilities: Array, target: Array, *, task: Task, bins: int = BINS
         confidence, right = probability.ravel(), target.ravel()
     else:
         confidence, right = probability.max(1), probability.argmax(1) == target
-    place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
-    gap = np.bincount(place, confidence - right, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    found = reliability_bins(torch.from_numpy(confidence).clamp(max=1), torch.from_numpy(right), bins)
+    return found.expected_error().item()
 
 
 def stacked_criterion(metric: str, logits: Tensor, target: Tensor, *, task: Task, calibrate: str) -> Tensor:
@@ -186,9 +186,10 @@ def stacked_criterion(metric: str, logits: Tensor, target: Tensor, *, task: Task
     kind = METRICS[metric].kind
     if kind == "probability":
         if calibrate != "none":
-            scale, bias = fit_affine(
-                logits, target, task=task, kind="vector" if calibrate == "vector" else "temperature"
-            )
+            vector = calibrate == "vector"
+            scale, bias = fit_affine(logits, target, task=task, kind="vector" if vector else "temperature")
+            if vector and task != "multilabel":
+                logits = logits - logits.mean(2, keepdim=True)
             logits = logits * scale[:, None] + bias[:, None]
         return _stacked_probability(metric, logits, target, task)
     if kind == "decision":

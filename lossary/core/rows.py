@@ -139,6 +139,13 @@ class ClassRows:
             return self.logits.new_ones(())
         return self._weight[self.index]
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the kept rows of values ``(N, ...)``, by ``sample_weight`` but not by class; 0 without rows."""
+        weight = torch.ones_like(values) if self._sample_weight is None else self._sample_weight
+        weight = _masked(weight, self.keep)
+        total = weight.sum()
+        return (_masked(values, self.keep) * weight).sum() / torch.where(total == 0, 1.0, total)
+
     def reduce(self, values: Tensor, *, reduction: Reduction, normalizer: Tensor | float | None) -> Tensor:
         """Reduce a loss per row ``(N, ...)``, class weights already inside, as PyTorch does.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lossary.calibration import expected_calibration_error
 from lossary.core import seeding
 
 
@@ -102,8 +103,4 @@ def accuracy(logits: Tensor, target: Tensor) -> float:
 
 def calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -> float:
     """Expected calibration error of the top label over equal-width bins."""
-    confidence, guess = logits.softmax(1).max(1)
-    bin_of = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64)
-    gap.index_add_(0, bin_of, confidence.double() - (guess == target).double())
-    return (gap.abs().sum() / len(target)).item()
+    return expected_calibration_error(logits, target, bins).item()

@@ -42,6 +42,17 @@ def test_is_the_minimum_of_the_penalised_log_loss(classes: int, kind: str) -> No
     np.testing.assert_allclose(found, best.x, atol=1e-3)
 
 
+def test_vector_is_applied_as_it_was_fitted() -> None:
+    """A shift common to a row's logits changes nothing, and what is applied has the log-loss that was minimised."""
+    logits, target = sample(4, 200)
+    shift = 5 * np.random.default_rng(0).normal(size=(200, 1))
+    plain, shifted = (fit_calibrator(z, target, task="multiclass", kind="vector") for z in (logits, logits + shift))
+    np.testing.assert_allclose(shifted.log_probabilities(logits), plain.log_probabilities(logits), atol=1e-6)
+    np.testing.assert_allclose(plain.log_probabilities(logits + shift), plain.log_probabilities(logits), atol=1e-9)
+    one = fit_calibrator(logits, target, task="multiclass", kind="temperature")
+    assert log_loss(plain, logits, target) <= log_loss(one, logits, target) + 1e-3
+
+
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2, 1e4])
 def test_the_scale_of_the_logits_hardly_matters(scale: float) -> None:
     logits, target = sample(3, 600)
