@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lossary.compare.progress import Progress
     from lossary.compare.results import Comparison
 
+__all__ = ["compare"]
+
 
 def compare(
     X: Any,
