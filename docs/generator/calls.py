@@ -63,7 +63,8 @@ def complete(call: str) -> str:
     unknown = [name for name in needed if SAME.get(name, name) not in STAND_INS]
     if unknown:
         raise Incomplete(
-            f"The call takes {', '.join(unknown)} for granted. Make it in the call, or use one of: {', '.join(STAND_INS)}."
+            f"The call takes {', '.join(unknown)} for granted. Make it in the call, or use one of: "
+            f"{', '.join(STAND_INS)}."
         )
     choices = [STAND_INS[SAME.get(name, name)] for name in needed]
     error: Exception | None = None

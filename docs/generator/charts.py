@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +19,7 @@ CHARACTER = 6.2
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a chart; ``style`` is ``base``, ``main`` or a number of the palette, ``kind`` solid, dashed or faint."""
+    """A line of a chart; ``style`` is base, main or a number of the palette, ``kind`` solid, dashed or dotted."""
 
     name: str
     x: Sequence[float]
@@ -208,7 +209,7 @@ def _scale(values: Sequence[float], start: float, end: float, pad: float = 0.0) 
 def _ticks(scale: _Scale) -> list[tuple[float, str]]:
     count = max(2, min(5, int(abs(scale.end - scale.start) / (28 if scale.end < scale.start else 60))))
     places = nice_ticks(scale.low, scale.high, count)
-    step = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in itertools.pairwise(places)), default=1.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0
     if step < 1 and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
         digits += 1

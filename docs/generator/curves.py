@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lossary.core.objective import Registered
 from torch import Tensor
+
+from lossary.core.objective import Registered
 
 REACH, COSINE_REACH = 8.0, 2.0
 """Largest margin drawn; the second for objectives so steep that they are made for cosines."""

@@ -20,7 +20,7 @@ from docs.generator import pages  # noqa: E402
 
 INCLUDED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Pages that are files of the repository's top."""
-MACRO = re.compile(r"^\{\{ *(\w+)(?:: *([\w, ]+?))? *\}\}$", re.MULTILINE)
+MACRO = re.compile(r"\{\{ *(\w+)(?:: *([^{}]+?))? *\}\}")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -41,17 +41,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in what written pages quote: a line ``{{ seen: ldam }}`` becomes the evidence of that paper."""
+    """Fill in what written pages quote.
+
+    ``{{ seen: ldam, ldr }}`` on a line becomes a box with the evidence of those papers, ``{{ value: ldam / CE / tail
+    recall }}`` the mean of an arm, ``{{ state }}`` how much is here.
+    """
 
     def filled(found: re.Match[str]) -> str:
         macro, argument = found[1], found[2] or ""
         if macro == "seen":
             return pages.seen([slug.strip() for slug in argument.split(",")], page.file.src_uri)
+        if macro == "value":
+            return pages.value(*(part.strip() for part in argument.split(" / ")))
         if macro == "state":
             return pages.state()
         raise ValueError(f"{page.file.src_uri}: there is no macro {macro!r}.")
 
-    return MACRO.sub(filled, markdown)
+    # Generated pages may hold double braces of their own, in formulas.
+    return markdown if page.file.generated_by else MACRO.sub(filled, markdown)
 
 
 def _expanded(nav: Any, generated: dict[str, list[object]]) -> Any:

@@ -12,16 +12,15 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 
-from lossary.compare import wording
-from lossary.papers import Entry, Evidence, Paper
-from lossary.papers._evidence import Series
-
 from docs.generator import charts, shelf
 from docs.generator.calls import Incomplete, complete
 from docs.generator.charts import Dots, Line
 from docs.generator.curves import REACH, Curve, Drawing, draw
 from docs.generator.docstrings import prose, sections
 from docs.generator.shelf import Family, Idea, Name
+from lossary.compare import wording
+from lossary.papers import Entry, Evidence, Paper
+from lossary.papers._evidence import Series
 
 VERDICTS = {
     "supported": "supported",
@@ -31,6 +30,7 @@ VERDICTS = {
 }
 """The style of each verdict."""
 NOT_RUN = "not run yet"
+NAMES_IN_BOX = 4
 PALETTE = 6
 """Colours of the style sheet beside those of baseline and method."""
 
@@ -235,8 +235,8 @@ def _evidence(entry: Entry) -> str:
     rule = (
         f"The rule was fixed before the first run: *supported* if the 95% interval of the improvement over "
         f"{card.seeds} seeds lies above {card.margin:g}, *contradicted* if it lies below zero, else *not seen at this "
-        f"scale*. What is measured is {prose(card.metric)}, of which {'more' if card.direction == 'higher' else 'less'} "
-        f"is better."
+        f"scale*. What is measured is {prose(card.metric)}, of which "
+        f"{'more' if card.direction == 'higher' else 'less'} is better."
     )
     if seen is None:
         return f"Nothing is recorded yet. `lossary reproduce {card.slug}` runs it.\n\n{rule}"
@@ -613,9 +613,9 @@ def reference_index() -> str:
     parts = [
         _front(title="Reference", description="Every public name of Lossary."),
         "# Reference",
-        "Every public name, by the package that it is imported from and the idea that it belongs to. Names in lower case "
-        "are pure functions on tensors, those with capitals modules that remember hyperparameters; both take the same "
-        "words in the same order.",
+        "Every public name, by the package that it is imported from and the idea that it belongs to. Names in lower "
+        "case are pure functions on tensors, those with capitals modules that remember hyperparameters; both take the "
+        "same words in the same order.",
         "## lossary",
         _name_list(shelf.top()),
     ]
@@ -687,12 +687,24 @@ def seen(slugs: Sequence[str], page: str) -> str:
             continue
         words = _finding(entry.evidence) if entry.evidence else prose(entry.card.claim)
         title = prose(entry.card.title.split(": ")[0])
-        lines.append(f"- [{title}]({_link(page, paper_page(entry.slug))}) {_badge(entry)}<br>{words}")
+        forms = [shelf.module_form(name) or name for name in shelf.provided(entry)]
+        names = list(dict.fromkeys(_reference(name) for name in forms))
+        brings = ", ".join(names[:NAMES_IN_BOX]) + (" ..." if len(names) > NAMES_IN_BOX else "")
+        lines.append(f"- [{title}]({_link(page, paper_page(entry.slug))}) {_badge(entry)}<br>{words}<br>{brings}")
     if coming:
         lines.append(f"- To come: {shelf.listing(coming)}.")
     if len(lines) == bool(coming):
         return '!!! coming "Not measured here yet"\n\n' + _indented("\n".join(lines), first=True)
     return '!!! seen "Seen here"\n\n' + _indented("\n".join(lines), first=True)
+
+
+def value(slug: str, arm: str, metric: str) -> str:
+    """The recorded mean of an arm of a reproduction, to three digits."""
+    seen = next((entry.evidence for entry in shelf.papers() if entry.slug == slug), None)
+    measured = seen.arms.get(arm, {}).get(metric) if seen is not None else None
+    if not measured:
+        raise ValueError(f"Nothing is recorded of {metric!r} for the arm {arm!r} of {slug!r}.")
+    return _significant(statistics.fmean(measured), 3)
 
 
 def state() -> str:

@@ -13,10 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import lossary
+from docs.generator.docstrings import first_line, sections
 from lossary.core.objective import Objective, Registered
 from lossary.papers import Entry, catalogue
-
-from docs.generator.docstrings import first_line, sections
 
 ROOMS = ("compare", "datasets", "papers")
 """What the reference shows beside the families."""
