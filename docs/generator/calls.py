@@ -95,6 +95,8 @@ def free_names(code: str) -> list[str]:
     for statement in ast.parse(code).body:
         names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
         inner = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
+        loops = [node.target for node in ast.walk(statement) if isinstance(node, ast.comprehension)]
+        inner |= {node.id for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Name)}
         for name in sorted(names, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(name.ctx, ast.Load) and name.id not in known | inner and name.id not in free:
                 free.append(name.id)

@@ -38,7 +38,7 @@ def to_markdown(text: str, link: Link = lambda name: None) -> str:
     Raises:
         ValueError: A directive is not known here.
     """
-    converted = "\n".join(_converted(text.split("\n"), link)).rstrip()
+    converted = re.sub(r"\n{3,}", "\n\n", "\n".join(_converted(text.split("\n"), link)).rstrip())
     return re.sub(r"^([A-Z][\w ]*:)\n\n+(?= )", r"\1\n", converted, flags=re.MULTILINE)  # the parser wants none there
 
 
@@ -97,7 +97,7 @@ def _converted(lines: list[str], link: Link) -> Iterator[str]:
             indent = len(line) - len(line.lstrip())
             end = _end_of_indented(lines, at + 1, indent)
             if line.strip() != "::":
-                yield _inline(line[:-1], link)
+                yield _inline(re.sub(r" ::$|:$", "", line), link)
             yield from _fenced("text", lines[at + 1 : end], " " * indent)
         elif not line.strip():
             end = at + 1

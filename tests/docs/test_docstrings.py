@@ -61,7 +61,7 @@ def test_blocks_of_formulas(source: str, formulas: list[str]) -> None:
 
 def test_literal_blocks_and_code_blocks_become_fenced() -> None:
     literal = converted("The error is ::\n\n    se = sqrt(a * b)\n\nand so on.")
-    assert literal == "The error is :\n\n```text\nse = sqrt(a * b)\n```\n\nand so on."
+    assert literal == "The error is\n\n```text\nse = sqrt(a * b)\n```\n\nand so on."
     code = converted(".. code-block:: python\n\n    x = 1\n\n    y = 2")
     assert code.strip() == "```python\nx = 1\n\ny = 2\n```"
 
