@@ -19,7 +19,7 @@ CHARACTER = 6.2
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a chart; ``style`` is base, main or a number of the palette, ``kind`` solid, dashed or dotted."""
+    """A line of a chart; ``style`` is a colour of the style sheet: base, main, other, good, bad or a number, ``kind`` solid, dashed or dotted."""
 
     name: str
     x: Sequence[float]
@@ -182,7 +182,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= raw * 0.999)
+    step = min((step * power for step in (1, 2, 2.5, 5, 10)), key=lambda step: abs(math.log(step / raw)))
     first = math.ceil(low / step - 1e-9)
     return [round(number * step, 12) + 0.0 for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -210,9 +210,7 @@ def _ticks(scale: _Scale) -> list[tuple[float, str]]:
     count = max(2, min(5, int(abs(scale.end - scale.start) / (28 if scale.end < scale.start else 60))))
     places = nice_ticks(scale.low, scale.high, count)
     step = min((b - a for a, b in itertools.pairwise(places)), default=1.0)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0
-    if step < 1 and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
-        digits += 1
+    digits = next((digits for digits in range(12) if abs(step * 10**digits % 1) < 1e-6), 12)
     return [(place, _number(place, digits)) for place in places]
 
 

@@ -97,7 +97,7 @@ def paper(entry: Entry) -> str:
         f"{prose(card.avoid_when)}.\n\n</div>\n</div>",
         "## Use it",
         _call(card),
-        _names_table(names),
+        _names_list(names),
         "## Formula",
         _formulas(card, names),
         _curves(names),
@@ -132,12 +132,10 @@ def _call(card: Paper) -> str:
     return f"```python\n{code}\n```"
 
 
-def _names_table(names: Sequence[Name]) -> str:
-    """Each objective beside its module form, and what else the paper brings."""
-    rows = [f"| {_name_cell(name)} | {_cell(name.summary)} |" for name in names if not _is_second(name, names)]
-    if not rows:
-        return ""
-    return "\n".join(["| In the paper | What it is |", "|---|---|", *rows])
+def _names_list(names: Sequence[Name]) -> str:
+    """Each objective beside its module form, with a line on what it is."""
+    entries = [f"- {_both(name)}\n\n    {name.summary}" for name in names if not _is_second(name, names)]
+    return '<div class="names short" markdown>\n\n' + "\n\n".join(entries) + "\n\n</div>" if entries else ""
 
 
 def _is_second(name: Name, names: Sequence[Name]) -> bool:
@@ -145,9 +143,8 @@ def _is_second(name: Name, names: Sequence[Name]) -> bool:
     return any(shelf.module_form(other) == name for other in names)
 
 
-def _name_cell(name: Name) -> str:
-    both = [one for one in (shelf.module_form(name), name) if one is not None]
-    return "<br>".join(_reference(one) for one in both)
+def _both(name: Name) -> str:
+    return " · ".join(_reference(one) for one in (shelf.module_form(name), name) if one is not None)
 
 
 def _reference(name: Name) -> str:
@@ -307,19 +304,19 @@ def _arms_table(seen: Evidence) -> str:
 
 
 def _mean_and_spread(values: Sequence[float] | None) -> str:
-    if not values:
+    """As many decimals as the spread has with two digits."""
+    if not values or not all(map(math.isfinite, values)):
         return wording.NOTHING
-    mean = statistics.fmean(values)
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    if not spread:
         return _significant(mean)
-    return f"{_significant(mean)} ±\N{NO-BREAK SPACE}{_significant(statistics.stdev(values), 2)}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{mean:,.{decimals}f} ±\N{NO-BREAK SPACE}{spread:,.{decimals}f}".replace("-", wording.MINUS)
 
 
 def _significant(value: float, digits: int = 4) -> str:
-    """So many significant digits, but whole numbers whole."""
-    if not math.isfinite(value):
-        return wording.NOTHING
-    return f"{value:.{digits}g}".replace("-", wording.MINUS) if abs(value) < 1e4 else f"{value:,.0f}"
+    """So many significant digits."""
+    return f"{value:.{digits}g}".replace("-", wording.MINUS)
 
 
 def _arms_chart(seen: Evidence) -> str:
@@ -333,7 +330,7 @@ def _arms_chart(seen: Evidence) -> str:
 def _arm_rows(seen: Evidence) -> list[tuple[str, list[Dots]]]:
     styles = {seen.baseline: "base", seen.method: "main"}
     return [
-        (arm, [Dots(values, statistics.fmean(values), style=styles.get(arm, "0"))])
+        (arm, [Dots(values, statistics.fmean(values), style=styles.get(arm, "other"))])
         for arm, measured in seen.arms.items()
         if (values := measured.get(seen.metric))
     ]
@@ -590,7 +587,6 @@ def family_text(family: Family) -> str:
 
 
 def _name_entry(name: Name) -> str:
-    both = " · ".join(_reference(one) for one in (shelf.module_form(name), name) if one is not None)
     text = name.sections.get("", "").split("\n\n")
     when = " ".join(" ".join(text[1:2]).split())
     papers = shelf.listing(
@@ -598,7 +594,7 @@ def _name_entry(name: Name) -> str:
         for entry in shelf.papers_of(name)
         if entry.card is not None
     )
-    lines = [f"- {both}", "", f"    {name.summary}"]
+    lines = [f"- {_both(name)}", "", f"    {name.summary}"]
     lines += ["", f"    {when}"] if when else []
     lines += ["", f"    Paper: {papers}\n    {{ .small }}"] if papers else []
     return "\n".join([*lines, ""])
@@ -617,18 +613,16 @@ def reference_index() -> str:
         "case are pure functions on tensors, those with capitals modules that remember hyperparameters; both take the "
         "same words in the same order.",
         "## lossary",
-        _name_list(shelf.top()),
+        _names_list(shelf.top()),
     ]
     for room, ideas in _rooms().items():
         parts.append(f"## lossary.{room}")
         for idea in ideas:
-            parts += [f"### [{idea.title}]({_link(page, idea.page)}) {{ #{room}-{idea.stem} }}", _name_list(idea.names)]
+            parts += [
+                f"### [{idea.title}]({_link(page, idea.page)}) {{ #{room}-{idea.stem} }}",
+                _names_list(idea.names),
+            ]
     return "\n\n".join(parts) + "\n"
-
-
-def _name_list(names: Sequence[Name]) -> str:
-    rows = [f"| {_name_cell(name)} | {_cell(name.summary)} |" for name in names if not _is_second(name, names)]
-    return "\n".join(["| | |", "|---|---|", *rows])
 
 
 def reference_top() -> str:
