@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= breast_cancer
 
-.PHONY: compare test test-all lint format setup benchmark clean
+.PHONY: compare test test-all lint format setup docs benchmark clean
 
 compare: $(VENV)/ready
 	@echo "== Comparing objectives on the bundled data set $(DATA) =="
@@ -27,6 +27,11 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+docs: $(VENV)/ready
+	@echo "== Building the site from cards, docstrings and evidence =="
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site: $(CURDIR)/site/index.html"
+
 benchmark: $(VENV)/ready
 	@$(BIN)/python benchmarks/compare_speed.py
 
@@ -46,4 +51,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis

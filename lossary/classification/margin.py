@@ -229,12 +229,14 @@ class LDAMHingeLoss(Objective):
 
 
 class NormalizedLinear(nn.Module):
-    """A linear layer on unit vectors: the cosine between features and class directions, without bias or scale.
+    r"""A linear layer on unit vectors: the cosine between features and class directions, without bias or scale.
 
     Reach for it as the last layer under :class:`LDAMLoss`.
 
     Formula:
-        y = (x / \\|x\\|) (W / \\|W's columns\\|)
+        .. math:: y_k = \frac{x^\top w_k}{\lVert x \rVert \, \lVert w_k \rVert}
+
+        with :math:`w_k` the columns of the weight.
 
     Args:
         in_features: Size of the features.

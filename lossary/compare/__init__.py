@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lossary.compare.results import Comparison
     from lossary.compare.study import Study
 
+__all__ = ["compare"]
+
 
 def compare(
     X: Any,
