@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lossary.compare.results import Comparison
     from lossary.compare.study import Study
 
-__all__ = ["compare"]
+__all__ = ["compare", "compare_levels"]
 
 
 def compare(

@@ -85,7 +85,8 @@ class Candidate:
         schedule: ``(epoch from 0, parts)`` to tensors that change by epoch.
         rows: ``(output, target, parts)`` of ALL inner-training rows ``(n, C)``, without gradient and with dropout off,
             at the start of each epoch (``parts["epoch"]``, from 0), to tensors ``(n, ...)``; the objective finds those
-            of its batch's rows in ``parts``. For methods that look at how well each row is fitted.
+            of its batch's rows in ``parts``. Members come one by one, so it need not suit ``vmap``. For methods that
+            look at how well each row is fitted.
         state: ``(rows, parts)`` to the tensors that a member carries from step to step; no fold has more inner-training
             rows than ``rows``, and ``parts["row"] (B,)`` then says which of them the batch holds.
         draws: What is drawn anew for an epoch: ``(settings, target, batches, batch size, generator)`` to arrays with
@@ -318,6 +319,62 @@ def _bundled() -> tuple[Candidate, ...]:
             paper="active_passive",
         ),
         Candidate(
+            "aldr_kl",
+            "Adaptive label-distributionally robust (ALDR-KL)",
+            "every row finds its own temperature: unsure rows are forgiven",
+            _aldr_kl,
+            space=(Dimension("temperature", 0.1, 100.0, log=True), Dimension("margin", 0.0, 1.0)),
+            state=lambda rows, parts: {"temperatures": parts["temperature"].expand(rows)},
+            logits=lambda output, parts: objectives.normalize_logits(output, kind="softplus") / parts["temperature"],
+            paper="ldr",
+        ),
+        Candidate(
+            "one_vs_rest",
+            "One versus rest",
+            "each class against the others, on its own",
+            lambda output, target, parts: objectives.one_vs_rest_loss(output, target),
+            paper="sovr",
+        ),
+        Candidate(
+            "mixup",
+            "Mixup",
+            "trains on mixtures of rows, which smooths predictions",
+            _mixup,
+            space=(Dimension("alpha", 0.1, 32.0, log=True),),
+            draws=_mixtures,
+            inputs=lambda x, parts: torch.lerp(x[parts["partner"]], x, parts["share"]),
+            paper="regmixup",
+        ),
+        Candidate(
+            "regmixup",
+            "RegMixup",
+            "cross-entropy on rows, and beside it on mixtures of them",
+            _regmixup,
+            space=(Dimension("alpha", 1.0, 32.0, log=True), Dimension("eta", 0.1, 4.0, log=True)),
+            draws=_mixtures,
+            inputs=lambda x, parts: torch.cat([x, torch.lerp(x[parts["partner"]], x, parts["share"])]),
+            paper="regmixup",
+        ),
+        Candidate(
+            "oko",
+            "Odd-k-out sets",
+            "learns from sets of rows in which two share a class; classes are drawn evenly",
+            lambda output, target, parts: objectives.oko_loss(output.unflatten(0, (-1, 3)), parts["pair"]),
+            draws=_odd_one_out,
+            paper="oko",
+        ),
+        Candidate(
+            "bootstrapping",
+            "Dynamic bootstrapping",
+            "rows that fit badly are taken at the network's own word, by a mixture model of all losses",
+            lambda output, target, parts: objectives.dynamic_bootstrapping_loss(
+                output, target, parts["noise_probability"], mode="hard"
+            ),
+            space=(Dimension("start_epoch", 5, 40, step=1),),
+            rows=_noise_probability,
+            paper="beta_mixture_noise",
+        ),
+        Candidate(
             "asymmetric",
             "Asymmetric softmax",
             "easy negatives fade faster than positives",
@@ -457,6 +514,16 @@ def _bundled() -> tuple[Candidate, ...]:
             auto=lambda labels: "made for several labels at once, most of them negative",
         ),
         Candidate(
+            "adaptive_asymmetric",
+            "Adaptive asymmetric loss",
+            "negatives fade as much as a wanted gap to the positives takes",
+            _adaptive_asymmetric,
+            tasks=("multilabel",),
+            space=(Dimension("target_gap", -0.2, 0.6), Dimension("clip", 0.0, 0.2)),
+            state=lambda rows, parts: {"gamma_neg": torch.zeros_like(parts["target_gap"])},
+            paper="asymmetric_loss",
+        ),
+        Candidate(
             "any_f1",
             "AnyLoss of F1",
             "F1 over all labels, made differentiable",
@@ -489,6 +556,80 @@ def _ldam(output: Tensor, target: Tensor, parts: Parts) -> Tensor:
         scale=parts["scale"],
         weight=parts.get("class_weight"),
     )
+
+
+def _aldr_kl(output: Tensor, target: Tensor, parts: Parts, state: Parts) -> tuple[Tensor, dict[str, Tensor]]:
+    loss, temperatures = objectives.aldr_kl_loss(
+        output,
+        target,
+        parts["row"],
+        state["temperatures"],
+        temperature=parts["temperature"],
+        margin=parts["margin"],
+        normalize="softplus",
+    )
+    return loss, {"temperatures": temperatures}
+
+
+def _adaptive_asymmetric(
+    output: Tensor, target: Tensor, parts: Parts, state: Parts
+) -> tuple[Tensor, dict[str, Tensor]]:
+    loss, moved = objectives.adaptive_asymmetric_loss(
+        output, target, state["gamma_neg"], target_gap=parts["target_gap"], clip=parts["clip"]
+    )
+    return loss, {"gamma_neg": moved.gamma_neg}
+
+
+def _mixtures(
+    settings: Mapping[str, float],
+    target: npt.NDArray[Any],
+    batches: int,
+    batch_size: int,
+    numbers: np.random.Generator,
+) -> Arrays:
+    """For each step one share of the row itself, and each row's partner."""
+    return {
+        "share": numbers.beta(settings["alpha"], settings["alpha"], batches),
+        "partner": np.stack([numbers.permutation(batch_size) for _ in range(batches)]),
+    }
+
+
+def _mixup(output: Tensor, target: Tensor, parts: Parts) -> Tensor:
+    own, other = F.cross_entropy(output, target), F.cross_entropy(output, target[parts["partner"]])
+    return torch.lerp(other, own, parts["share"])
+
+
+def _regmixup(output: Tensor, target: Tensor, parts: Parts) -> Tensor:
+    clean, mixed = output.chunk(2)
+    return objectives.regmixup_loss(
+        clean, mixed, target, target[parts["partner"]], lam=parts["share"], eta=parts["eta"]
+    )
+
+
+def _odd_one_out(
+    settings: Mapping[str, float],
+    target: npt.NDArray[Any],
+    batches: int,
+    batch_size: int,
+    numbers: np.random.Generator,
+) -> Arrays:
+    """Sets of three rows, of which two share a class; as many rows a step as other candidates see."""
+    sets = max(batch_size // 3, 1)
+    draw = torch.Generator().manual_seed(int(numbers.integers(2**63 - 1)))
+    sampler = objectives.OddKOutSampler(
+        torch.from_numpy(target), k=1, batch_size=sets, num_sets=batches * sets, generator=draw
+    )
+    rows, pairs = zip(*sampler, strict=True)
+    return {"row": torch.stack(rows).flatten(1).numpy(), "pair": torch.stack(pairs).numpy()}
+
+
+def _noise_probability(output: Tensor, target: Tensor, parts: Parts) -> dict[str, Tensor]:
+    """How likely each row's label is wrong, by a beta mixture of the losses; 0 before the start."""
+    losses = F.cross_entropy(output, target, reduction="none")
+    started = parts["epoch"] >= parts["start_epoch"]
+    if not (started and losses.isfinite().all()):
+        return {"noise_probability": torch.zeros_like(losses)}
+    return {"noise_probability": objectives.NoiseModel().fit(losses).noise_probability(losses)}
 
 
 def _deferred_weight(epoch: int, parts: Parts) -> dict[str, Tensor]:

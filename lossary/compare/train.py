@@ -402,7 +402,7 @@ class _Stack:
             of_fold["epoch"] = torch.full((len(members),), epoch, dtype=torch.int64, device=self._device)
             output = self._forward(self._rows[part], fold, self._x_train[fold])
             targets = target.expand(len(members), *target.shape)
-            for name, value in over_members(self._candidate.rows, output, targets, of_fold, loop=self._loop).items():
+            for name, value in over_members(self._candidate.rows, output, targets, of_fold, loop=True).items():
                 found.setdefault(name, []).extend(value)
         return found
 

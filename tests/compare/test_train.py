@@ -178,6 +178,26 @@ def test_declared_parts_equal_a_plain_loop(candidate, loop, monkeypatch):
         assert_same_fit(fit, plain_fit(candidate, folds, member, training), 1e-9)
 
 
+@pytest.mark.parametrize("name", ["mixup", "regmixup", "oko", "bootstrapping", "aldr_kl"])
+def test_methods_that_need_more_than_a_loss_equal_a_plain_loop(name):
+    candidate = get_candidate(name, "multiclass")
+    folds = make_folds()
+    members = make_members(candidate, folds)
+    if name == "bootstrapping":  # its first epochs are cross-entropy's
+        members = [dataclasses.replace(m, settings={**m.settings, "start_epoch": 2.0}) for m in members]
+    for fit, member in zip(train_stack(candidate, folds, members, TRAINING), members, strict=True):
+        assert_same_fit(fit, plain_fit(candidate, folds, member, TRAINING), 1e-9)
+
+
+def test_a_state_of_several_labels_equals_a_plain_loop():
+    candidate = get_candidate("adaptive_asymmetric", "multilabel")
+    training = dataclasses.replace(TRAINING, task="multilabel", max_epochs=5)
+    folds = make_folds(task="multilabel")
+    members = make_members(candidate, folds)
+    for fit, member in zip(train_stack(candidate, folds, members, training), members, strict=True):
+        assert_same_fit(fit, plain_fit(candidate, folds, member, training), 1e-9)
+
+
 def test_multilabel_member_equals_a_plain_adamw_loop():
     candidate = get_candidate("weighted_cross_entropy", "multilabel")
     training = dataclasses.replace(TRAINING, task="multilabel", max_epochs=5)
