@@ -19,7 +19,11 @@ CHARACTER = 6.2
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a chart; ``style`` is a colour of the style sheet: base, main, other, good, bad or a number, ``kind`` solid, dashed or dotted."""
+    """A line of a chart.
+
+    ``style`` is a colour of the style sheet (base, main, other, good, bad or a number), ``kind`` is solid, dashed or
+    dotted.
+    """
 
     name: str
     x: Sequence[float]

@@ -17,6 +17,7 @@ import pytest
 
 from lossary.compare.report import write_report
 from tests.compare.fake_comparison import fake_comparison
+from tests.conftest import NO_CHROMIUM
 
 FLAGS = [
     "--headless",
@@ -38,7 +39,6 @@ PAGES = {
     "statistics": "compare/statistics.html",
     "report": "report.html",
 }
-NO_CHROMIUM = "no Chromium found: the browser tests of the site did not run"
 SLOW = 60_000
 """Milliseconds for a page on a busy machine."""
 
