@@ -537,7 +537,7 @@ def _as_tensor(name: str, value: object, high: float) -> Tensor:
 def _as_came(value: Tensor, like: Numbers) -> Numbers:
     if isinstance(like, Tensor):
         return value
-    as_came: Any = value.numpy() if isinstance(like, np.ndarray) else value.item()
+    as_came: Any = value.numpy() if isinstance(like, np.ndarray) or value.ndim else value.item()
     return as_came  # type: ignore[no-any-return]
 
 
