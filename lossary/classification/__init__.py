@@ -112,6 +112,12 @@ from lossary.classification.poly import (
     poly_cross_entropy_loss,
     poly_series_loss,
 )
+from lossary.classification.prototypes import (
+    IDWAttention,
+    PrototypeClassifier,
+    add_prototype,
+    inverse_distance_attention,
+)
 from lossary.classification.sets import (
     OddKOutSampler,
     OKOHead,
@@ -145,6 +151,7 @@ __all__ = [
     "FocalLoss",
     "FocalStarLoss",
     "GeneralizedCrossEntropyLoss",
+    "IDWAttention",
     "LDAMHingeLoss",
     "LDAMLoss",
     "LogitMarginLoss",
@@ -166,6 +173,7 @@ __all__ = [
     "Poly1SigmoidFocalLoss",
     "PolyCrossEntropyLoss",
     "PolySeriesLoss",
+    "PrototypeClassifier",
     "RegMixupLoss",
     "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
@@ -178,6 +186,7 @@ __all__ = [
     "UniformPriorLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
+    "add_prototype",
     "asymmetric_loss",
     "asymmetric_softmax_loss",
     "comp_sum_bound",
@@ -190,6 +199,7 @@ __all__ = [
     "focal_loss",
     "focal_star_loss",
     "generalized_cross_entropy_loss",
+    "inverse_distance_attention",
     "ldam_hinge_loss",
     "ldam_loss",
     "ldam_margins",

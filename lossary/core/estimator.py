@@ -76,7 +76,8 @@ class Classifier(Estimator):
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each row ``(n,)``."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
+        place = self.predict_proba(X).argmax(1)
+        return np.asarray(self.classes_[place])
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy."""
