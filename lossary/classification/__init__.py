@@ -167,6 +167,12 @@ from lossary.classification.poly import (
     poly_cross_entropy_loss,
     poly_series_loss,
 )
+from lossary.classification.prototypes import (
+    IDWAttention,
+    PrototypeClassifier,
+    add_prototype,
+    inverse_distance_attention,
+)
 from lossary.classification.sets import (
     OddKOutSampler,
     OKOHead,
@@ -207,6 +213,7 @@ __all__ = [
     "FocalStarLoss",
     "GeneralizedCrossEntropyLoss",
     "HaltedCrossEntropyLoss",
+    "IDWAttention",
     "InputConvexNetwork",
     "LDAMHingeLoss",
     "LDAMLoss",
@@ -239,6 +246,7 @@ __all__ = [
     "PolyCrossEntropyLoss",
     "PolySeriesLoss",
     "PositiveLinear",
+    "PrototypeClassifier",
     "RegMixupLoss",
     "RescaledSquareLoss",
     "ReverseCrossEntropyLoss",
@@ -253,6 +261,7 @@ __all__ = [
     "UniformPriorLoss",
     "active_passive_loss",
     "adaptive_asymmetric_loss",
+    "add_prototype",
     "aldr_kl_loss",
     "any_loss",
     "approximate_label",
@@ -272,6 +281,7 @@ __all__ = [
     "focal_star_loss",
     "generalized_cross_entropy_loss",
     "halted_cross_entropy_loss",
+    "inverse_distance_attention",
     "ldam_hinge_loss",
     "ldam_loss",
     "ldam_margins",
