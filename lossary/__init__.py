@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-FAMILIES = ("classification", "regression")
+FAMILIES = ("classification", "distillation", "information", "regression")
 _ROOMS = (*FAMILIES, "compare", "core", "datasets", "papers")
 _NAMES = {"Objective": "lossary.core.objective", "WeightedSum": "lossary.core.composition"}
 

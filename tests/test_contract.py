@@ -25,6 +25,12 @@ from lossary.core.objective import Kind, Objective, Registered
 OBJECTIVES = lossary.objectives()
 ROWS, CLASSES = 6, 5
 BINS = (Kind.VALUES, Kind.TRANSITIONS)  # real targets on an interval that is cut into bins, their axis the last
+NO_OBJECTIVES = {
+    "normalize_loss": "makes an objective of one",
+    "weighted_quantile_loss": "scores forecasts",
+    "unconstrained_feature_loss": "of a whole model, its weights and features, not of predictions and targets",
+}
+LABELLED = (Kind.CLASSES, Kind.TEACHER)  # class indices, the class axis at dim 1
 SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
 
 
@@ -43,7 +49,7 @@ def spec(request: pytest.FixtureRequest) -> Registered:
 @pytest.mark.parametrize("family", lossary.FAMILIES)
 def test_everything_exported_is_registered(family: str) -> None:
     module = importlib.import_module(f"lossary.{family}")
-    functions = {name for name in module.__all__ if name.endswith("_loss") and name != "normalize_loss"}
+    functions = {name for name in module.__all__ if name.endswith("_loss")} - set(NO_OBJECTIVES)
     assert functions <= set(OBJECTIVES), "exported, but without @objective"
     modules = {name for name in module.__all__ if inspect.isclass(getattr(module, name))}
     modules = {name for name in modules if issubclass(getattr(module, name), Objective)}
@@ -68,8 +74,10 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 def test_words(spec: Registered) -> None:
     _, target = sample(spec)
-    wanted = {"input", *data(spec, target), "sample_weight", "reduction", "normalizer"}
-    if spec.kind is Kind.CLASSES:
+    wanted = {"input", *data(spec, target), "reduction", "normalizer"}
+    if "sample_weight_repeats_rows" not in spec.exempt:
+        wanted.add("sample_weight")
+    if spec.kind in LABELLED:
         wanted |= {"weight", "ignore_index"}
     assert wanted <= set(spec.parameters)
 
@@ -102,7 +110,7 @@ def test_finite_and_exact_at_extreme_logits(spec: Registered, scale: float) -> N
 
 def test_infinite_logits(spec: Registered) -> None:
     input, target = sample(spec)
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in LABELLED:
         input[0, (target[0] + 1) % CLASSES] = -math.inf
     elif spec.kind in BINS:
         input[0, 1] = -math.inf
@@ -231,14 +239,15 @@ def test_sample_weight_repeats_rows(spec: Registered) -> None:
 
 
 def test_class_weight_and_ignored_rows(spec: Registered) -> None:
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in LABELLED:
         return
     weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
     smooth = {"label_smoothing": 0.0} if "label_smoothing" in spec.parameters else {}  # some smooth by default
     for input, target in shapes(spec):
         rows = evaluate(spec, input, target, reduction="none", **smooth)
         weighted = evaluate(spec, input, target, weight=weight, reduction="none", **smooth)
-        torch.testing.assert_close(weighted, weight[target] * rows)
+        if spec.kind is Kind.CLASSES:  # a teacher's classes are weighted each by its own
+            torch.testing.assert_close(weighted, weight[target] * rows)
         mean = evaluate(spec, input, target, weight=weight, **smooth)
         torch.testing.assert_close(mean, weighted.sum() / weight[target].sum())
         ignored = torch.zeros(target.shape, dtype=torch.bool)
@@ -267,7 +276,7 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
     zero = evaluate(spec, empty, target[:0], normalizer=3)
     assert zero == 0
     zero.backward()
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in LABELLED:
         ignored = torch.full_like(target, -100)
         assert evaluate(spec, input, ignored).isnan()
         zero = evaluate(spec, input.requires_grad_(), ignored, normalizer=3)
@@ -281,7 +290,7 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
     input, target = sample(spec)
     options: dict[str, Any] = {}
     count = torch.tensor(float(target.numel()))
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in LABELLED:
         target[1] = -100
         options["weight"] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
         count = options["weight"][target[target != -100]].sum()
@@ -300,18 +309,22 @@ def test_bad_input(spec: Registered) -> None:
     input, target = sample(spec)
     with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
         evaluate(spec, input, target, reduction="average")
+    with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
+        evaluate(spec, input.long(), target)
+    with pytest.raises(ValueError, match="normalizer"):
+        evaluate(spec, input, target, normalizer=0)
+    if spec.kind is Kind.POINTS:
+        with pytest.raises(ValueError, match=r"input has shape .*; wanted"):
+            evaluate(spec, input[:-1], target)
+        return
     names = "|".join(data(spec, target))
     with pytest.raises(ValueError, match=rf"({names}) has shape .*; wanted"):
         evaluate(spec, input, target[:-1])
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
         evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
-    with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
-        evaluate(spec, input.long(), target)
     with pytest.raises(TypeError, match=names):
         evaluate(spec, input, target.tolist())
-    with pytest.raises(ValueError, match="normalizer"):
-        evaluate(spec, input, target, normalizer=0)
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in LABELLED:
         with pytest.raises(
             ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
         ):
@@ -325,7 +338,7 @@ def test_bad_input(spec: Registered) -> None:
 
 def test_unseen_bad_label_is_nan(spec: Registered) -> None:
     """Where checks of values stand aside, a bad label gives NaN or an error, never a plausible number."""
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in LABELLED:
         return
     input, target = sample(spec)
     for label in (CLASSES, -5):
@@ -354,10 +367,11 @@ def test_module(spec: Registered) -> None:
     torch.testing.assert_close(torch.func.functional_call(module, state, (input,), rows), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
-    times = torch.arange(1.0, ROWS + 1)
+    options: dict[str, Any] = {"normalizer": 2.0}
+    if "sample_weight" in spec.parameters:
+        options["sample_weight"] = torch.arange(1.0, ROWS + 1)
     torch.testing.assert_close(
-        module(input, **rows, sample_weight=times, normalizer=2.0),
-        evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
+        module(input, **rows, **options), evaluate(spec, input, target, **options, **module.hyperparameters())
     )
 
 
@@ -392,8 +406,11 @@ def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     input = scale * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
     input = input.float().double()  # the same number in float32, so that precisions compare like with like
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in LABELLED:
         return input, torch.randint(CLASSES, (ROWS,), generator=generator)
+    if spec.kind is Kind.POINTS:
+        length = input.norm(dim=1, keepdim=True)
+        return (3 * input / (1 + length)).float().double(), input.new_zeros(ROWS)
     if spec.kind in BINS:
         return input, torch.randn(ROWS, generator=generator, dtype=torch.float64)
     return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
@@ -406,6 +423,11 @@ def data(spec: Registered, target: Any) -> dict[str, Any]:
             return {"next_probs": target, "reward": target, "discount": target}
         next_probs = torch.stack([(k * target).sin() for k in range(CLASSES)], -1).softmax(-1)
         return {"next_probs": next_probs, "reward": target, "discount": target.sigmoid()}
+    if spec.kind is Kind.POINTS:
+        return {}
+    if spec.kind is Kind.TEACHER and isinstance(target, Tensor):
+        classes = torch.arange(CLASSES).reshape([-1] + [1] * (target.ndim - 1))
+        return {"teacher_logits": (target.unsqueeze(min(target.ndim, 1)) + classes).double().sin(), "target": target}
     return {"target": target}
 
 
@@ -413,6 +435,8 @@ def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
     """Samples (N, C), (N, C, d1) and (N, C, d1, d2); the class axis is the last where objectives have it there."""
     input, target = sample(spec)
     flat = (input, target)
+    if spec.kind is Kind.POINTS:
+        return [flat, (input[:4], target[:4]), (input[:2], target[:2])]
     if spec.kind in BINS:
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2)), (input[0], target[0])]
     if spec.kind is Kind.LABELS:

@@ -23,6 +23,8 @@ class Kind(enum.Enum):
     CLASSES = "logits (N, C, ...) with class indices or probabilities"
     LABELS = "logits of any shape with yes/no targets of the same shape"
     VALUES = "logits (..., bins) over an interval with real targets (...)"
+    TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"
+    POINTS = "points (N, D) of the ball of curvature -0.1, compared with each other"
     TRANSITIONS = "logits (..., bins) with probabilities of the next state, rewards and discounts"
 
 
