@@ -22,11 +22,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import lossary
 from lossary.core.objective import Kind, Objective, Registered
+from tests.kinds import CLASSES, KINDS, ROWS
 
 OBJECTIVES = lossary.objectives()
-ROWS, CLASSES = 6, 5
-INDEXED = (Kind.CLASSES, Kind.HEAD)  # what takes class indices, ignored rows and class weights
-HEAD = torch.eye(CLASSES, dtype=torch.float64).roll(1, 0)  # logits are the hidden states in another order, exactly
+NO_OBJECTIVES = {
+    "normalize_loss": "makes an objective of one",
+    "unconstrained_feature_loss": "of a whole model, its weights and features, not of predictions and targets",
+    "weighted_quantile_loss": "scores forecasts",
+    "z_loss": "of a statistic of rows, not of their logits",
+}
 SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
 
 
@@ -45,7 +49,7 @@ def spec(request: pytest.FixtureRequest) -> Registered:
 @pytest.mark.parametrize("family", lossary.FAMILIES)
 def test_everything_exported_is_registered(family: str) -> None:
     module = importlib.import_module(f"lossary.{family}")
-    functions = {name for name in module.__all__ if name.endswith("_loss")} - {"normalize_loss", "z_loss"}
+    functions = {name for name in module.__all__ if name.endswith("_loss")} - set(NO_OBJECTIVES)
     assert functions <= set(OBJECTIVES), "exported, but without @objective"
     modules = {name for name in module.__all__ if inspect.isclass(getattr(module, name))}
     modules = {name for name in modules if issubclass(getattr(module, name), Objective)}
@@ -69,10 +73,12 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 
 def test_words(spec: Registered) -> None:
-    wanted = {*arguments(spec, *sample(spec)), "sample_weight"}
+    wanted = set(arguments(spec, *sample(spec)))
+    if "sample_weight_repeats_rows" not in spec.exempt:
+        wanted.add("sample_weight")
     if not spec.batch_level:
         wanted |= {"reduction", "normalizer"}
-    if spec.kind in INDEXED:
+    if spec.kind in (Kind.CLASSES, Kind.TEACHER, Kind.HEAD):
         wanted |= {"weight", "ignore_index"}
     if spec.kind is Kind.HEAD:
         wanted |= {"linear_weight", "linear_bias"}
@@ -106,18 +112,10 @@ def test_finite_and_exact_at_extreme_logits(spec: Registered, scale: float) -> N
 
 
 def test_infinite_logits(spec: Registered) -> None:
-    input, target = sample(spec)
-    options = {}
-    if spec.kind is Kind.CLASSES:
-        input[0, (target[0] + 1) % CLASSES] = -math.inf
-    elif spec.kind is Kind.VALUES:
-        input[0, 1] = -math.inf
-    elif spec.kind is Kind.HEAD:
-        target = target.clamp(min=1)
-        options["linear_bias"] = torch.tensor([-math.inf, *[0.0] * (CLASSES - 1)], dtype=torch.float64)
-    else:
-        target = (target > 0.5).double()
-        input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
+    found = KINDS[spec.kind].infinite(*sample(spec))
+    if found is None:
+        return
+    input, target, options = found
     input.requires_grad_()
     value = evaluate(spec, input, target, reduction="none", **options)
     assert by_row(value)[1:].isfinite().all()
@@ -183,10 +181,10 @@ def test_grad_and_vmap_over_data(spec: Registered) -> None:
     together = torch.func.vmap(gradient)(inputs, targets)
     alone = torch.stack([gradient(z, t) for z, t in batches])
     torch.testing.assert_close(together, alone)
-    rows = torch.func.vmap(lambda z, t: evaluate(spec, z, t))(inputs[0], targets[0])  # one row at a time
-    torch.testing.assert_close(
-        rows, torch.stack([evaluate(spec, z, t) for z, t in zip(inputs[0], targets[0], strict=True)])
-    )
+    keep = not KINDS[spec.kind].single_rows
+    row = lambda z, t: evaluate(spec, z[None], t[None]) if keep else evaluate(spec, z, t)  # noqa: E731
+    rows = torch.func.vmap(row)(inputs[0], targets[0])  # one row at a time
+    torch.testing.assert_close(rows, torch.stack([row(z, t) for z, t in zip(inputs[0], targets[0], strict=True)]))
 
 
 def test_vmap_over_hyperparameters(spec: Registered) -> None:
@@ -206,8 +204,7 @@ def test_autocast(spec: Registered) -> None:
     input, target = sample(spec)
     with torch.autocast("cpu", torch.bfloat16):
         value = evaluate(spec, input.float(), target)
-    seen = input.bfloat16() if spec.kind is Kind.HEAD else input.float()  # a head is cast as F.linear's arguments are
-    torch.testing.assert_close(value, evaluate(spec, seen, target))
+    torch.testing.assert_close(value, evaluate(spec, KINDS[spec.kind].under_autocast(input.float()), target))
 
 
 def test_non_contiguous_and_untouched(spec: Registered) -> None:
@@ -243,32 +240,56 @@ def test_sample_weight_repeats_rows(spec: Registered) -> None:
 
 
 def test_class_weight_and_ignored_rows(spec: Registered) -> None:
-    if spec.kind not in INDEXED:
+    kind = KINDS[spec.kind]
+    if not (kind.indexed and kind.single_rows):
         return
-    weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+    weight, word = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64), class_weight(spec)
+    if not word:
+        weight = torch.ones_like(weight)
+    by_class = {word: weight} if word else {}
     smooth = {"label_smoothing": 0.0} if "label_smoothing" in spec.parameters else {}  # some smooth by default
     for input, target in shapes(spec):
         rows = evaluate(spec, input, target, reduction="none", **smooth)
-        weighted = evaluate(spec, input, target, weight=weight, reduction="none", **smooth)
-        torch.testing.assert_close(weighted, weight[target] * rows)
-        mean = evaluate(spec, input, target, weight=weight, **smooth)
+        weighted = evaluate(spec, input, target, reduction="none", **by_class, **smooth)
+        if kind.row_weight:
+            torch.testing.assert_close(weighted, weight[target] * rows)
+        mean = evaluate(spec, input, target, **by_class, **smooth)
         torch.testing.assert_close(mean, weighted.sum() / weight[target].sum())
         ignored = torch.zeros(target.shape, dtype=torch.bool)
         ignored.view(-1)[::2] = True
         for label in (-100, 3):
             masked = torch.where(ignored, label, torch.where(target == 3, 2, target))
-            axis = -1 if spec.kind is Kind.HEAD else 1
-            poisoned = torch.where(ignored.unsqueeze(axis), math.nan, input).requires_grad_()
+            poisoned = torch.where(ignored.unsqueeze(kind.axis), math.nan, input).requires_grad_()
             value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
             assert (value[ignored] == 0).all()
             assert value.isfinite().all()
-            mean = evaluate(spec, poisoned, masked, ignore_index=label, weight=weight)
+            mean = evaluate(spec, poisoned, masked, ignore_index=label, **by_class)
             (gradient,) = torch.autograd.grad(mean, poisoned)
-            assert (gradient.movedim(axis, -1)[ignored] == 0).all()
+            assert (gradient.movedim(kind.axis, -1)[ignored] == 0).all()
             assert gradient.isfinite().all()
             kept = ~ignored
-            expected = evaluate(spec, input.movedim(axis, -1)[kept], masked[kept], weight=weight)
+            expected = evaluate(spec, input.movedim(kind.axis, -1)[kept], masked[kept], **by_class)
             torch.testing.assert_close(mean, expected)
+
+
+def test_ignored_pixels(spec: Registered) -> None:
+    """Pixels that are ignored might as well not be there, and an image without any other does not count."""
+    kind = KINDS[spec.kind]
+    if not kind.indexed or kind.single_rows:
+        return
+    input, target = sample(spec)
+    expected = evaluate(spec, input[..., 1:], target[..., 1:], reduction="none")
+    for label in (-100, 7):
+        masked, poisoned = target.clone(), input.clone()
+        masked[..., 0], poisoned[..., 0] = label, math.nan
+        poisoned.requires_grad_()
+        value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
+        torch.testing.assert_close(value, expected)
+        (gradient,) = torch.autograd.grad(value.sum(), poisoned)
+        assert (gradient[..., 0] == 0).all()
+        assert gradient.isfinite().all()
+        masked[0] = label
+        torch.testing.assert_close(evaluate(spec, poisoned, masked, ignore_index=label), expected[1:].mean())
 
 
 def test_empty_and_all_ignored(spec: Registered) -> None:
@@ -282,7 +303,7 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
     zero = evaluate(spec, empty, target[:0], normalizer=3)
     assert zero == 0
     zero.backward()
-    if spec.kind in INDEXED:
+    if KINDS[spec.kind].indexed:
         ignored = torch.full_like(target, -100)
         assert evaluate(spec, input, ignored).isnan()
         zero = evaluate(spec, input.requires_grad_(), ignored, normalizer=3)
@@ -296,12 +317,15 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
     if spec.batch_level:
         return
     input, target = sample(spec)
+    kind, word = KINDS[spec.kind], class_weight(spec)
     options: dict[str, Any] = {}
-    count = torch.tensor(float(target.numel()))
-    if spec.kind in INDEXED:
+    count = torch.tensor(float(evaluate(spec, input, target, reduction="none").numel()))
+    if kind.indexed:
         target[1] = -100
-        options["weight"] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
-        count = options["weight"][target[target != -100]].sum()
+        count = torch.tensor(ROWS - 1.0)
+        if word and kind.single_rows:  # elsewhere they weigh the classes of an image
+            options[word] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+            count = options[word][target[target != -100]].sum()
     whole = input.clone().requires_grad_()
     evaluate(spec, whole, target, **options).backward()
     parts = input.clone().requires_grad_()
@@ -315,35 +339,40 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
 
 def test_bad_input(spec: Registered) -> None:
     input, target = sample(spec)
+    kind, given = KINDS[spec.kind], arguments(spec, input, target)
+    first, *others = given
     if not spec.batch_level:
         with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
             evaluate(spec, input, target, reduction="average")
         with pytest.raises(ValueError, match="normalizer"):
             evaluate(spec, input, target, normalizer=0)
-    names = "|".join(name for name in arguments(spec, input, target) if not name.endswith("input"))
-    with pytest.raises(ValueError, match=rf"({names}) has shape .*; wanted"):
-        evaluate(spec, input, target[:-1])
-    with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
-        evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
-    with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
+    with pytest.raises(ValueError, match=rf"({'|'.join(others or [first])}) has shape .*; wanted"):
+        evaluate(spec, input if others else input[:-1], target[:-1])
+    if "sample_weight" in spec.parameters:
+        with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
+            evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
+    with pytest.raises(TypeError, match=rf"{first} has dtype torch.int64; wanted floating point"):
         evaluate(spec, input.long(), target)
-    with pytest.raises(TypeError, match=names):
-        evaluate(spec, input, target.tolist())
-    if spec.kind in INDEXED:
+    for name in others:
+        if isinstance(given[name], Tensor):
+            with pytest.raises(TypeError, match=name):
+                spec.function(**{**given, **spec.example(CLASSES), name: given[name].tolist()})
+    if kind.indexed:
         with pytest.raises(
             ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
         ):
             evaluate(spec, input, target.index_fill(0, torch.tensor([0]), CLASSES))
-        with pytest.raises(ValueError, match=r"weight has shape .*; wanted \(5,\)"):
-            evaluate(spec, input, target, weight=torch.ones(CLASSES + 1))
-    elif spec.kind is Kind.LABELS:
-        with pytest.raises(ValueError, match=r"target contains 2; wanted values in \[0, 1\]"):
+        if word := class_weight(spec):
+            with pytest.raises(ValueError, match=rf"{word} has shape .*; wanted \(5,\)"):
+                evaluate(spec, input, target, **{word: torch.ones(CLASSES + 1)})
+    if kind.unit_interval:
+        with pytest.raises(ValueError, match=rf"{kind.unit_interval} contains 2; wanted values in \[0, 1\]"):
             evaluate(spec, input, torch.full_like(target, 2))
 
 
 def test_unseen_bad_label_is_nan(spec: Registered) -> None:
     """Where checks of values stand aside, a bad label gives NaN or an error, never a plausible number."""
-    if spec.kind not in INDEXED:
+    if not KINDS[spec.kind].indexed:
         return
     input, target = sample(spec)
     for label in (CLASSES, -5):
@@ -360,7 +389,7 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    given = arguments(spec, input, target)
+    given = called_with(spec, module, input, target)
     value = module(**given)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
@@ -372,9 +401,9 @@ def test_module(spec: Registered) -> None:
     torch.testing.assert_close(torch.func.functional_call(module, state, (), given), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
-    options: dict[str, Any] = {"sample_weight": torch.arange(1.0, ROWS + 1)}
-    if not spec.batch_level:
-        options["normalizer"] = 2.0
+    options: dict[str, Any] = {} if spec.batch_level else {"normalizer": 2.0}
+    if "sample_weight" in spec.parameters:
+        options["sample_weight"] = torch.arange(1.0, ROWS + 1)
     torch.testing.assert_close(
         module(**given, **options), evaluate(spec, input, target, **options, **module.hyperparameters())
     )
@@ -387,7 +416,7 @@ def test_state(spec: Registered) -> None:
     input, target = sample(spec)
     module = build(spec)
     before = copy.deepcopy(module.state_dict())
-    given = arguments(spec, input, target)
+    given = called_with(spec, module, input, target)
     module.eval()(**given)
     torch.testing.assert_close(module.state_dict(), before, equal_nan=True)
     module.train()(**given)
@@ -408,51 +437,41 @@ def test_state(spec: Registered) -> None:
 
 
 def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    input = scale * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
-    input = input.float().double()  # the same number in float32, so that precisions compare like with like
-    if spec.kind in INDEXED:
-        return input, torch.randint(CLASSES, (ROWS,), generator=generator)
-    if spec.kind is Kind.VALUES:
-        return input, torch.randn(ROWS, generator=generator, dtype=torch.float64)
-    return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
+    return KINDS[spec.kind].sample(scale, torch.Generator().manual_seed(seed))
 
 
 def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
-    """Samples (N, C), (N, C, d1) and (N, C, d1, d2); the class axis is the last where objectives have it there."""
-    input, target = sample(spec)
-    flat = (input, target)
-    if spec.kind is Kind.VALUES:
-        return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2)), (input[0], target[0])]
-    if spec.kind is Kind.LABELS:
-        return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
-    axis = -1 if spec.kind is Kind.HEAD else 1
-    one = (input.reshape(3, 2, CLASSES).movedim(-1, axis), target.reshape(3, 2))
-    two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, axis), target.reshape(1, 3, 2))
-    return [flat, one, two]
+    return KINDS[spec.kind].shapes(*sample(spec))
 
 
-def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Tensor:
+def evaluate(spec: Registered, input: Tensor, target: Tensor, **options: Any) -> Tensor:
     required = {
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    weight = options.get("weight")
-    if isinstance(weight, Tensor) and weight.ndim and "class_weight" in spec.parameters:  # "weight" is another's name
-        options = {**options, "class_weight": weight}
-        del options["weight"]
     if spec.batch_level and options.get("reduction") == "none":
         options = {name: value for name, value in options.items() if name != "reduction"}
-    result = spec.function(**arguments(spec, input, target), **{**required, **options})
+    result = spec.function(**{**arguments(spec, input, target), **required, **options})
     return result[0] if spec.stateful else result
 
 
-def arguments(spec: Registered, input: Tensor, target: Any) -> dict[str, Any]:
+def arguments(spec: Registered, input: Tensor, target: Tensor) -> dict[str, Any]:
     """The objective's data by name."""
-    given = spec.arguments(input, target)
-    if spec.kind is Kind.HEAD:
-        given["linear_weight"] = HEAD.to(input.dtype if input.is_floating_point() else torch.float64)
-    return given
+    return KINDS[spec.kind].arguments(spec.arguments(input, target))
+
+
+def called_with(spec: Registered, module: Objective, input: Tensor, target: Tensor) -> dict[str, Any]:
+    """What the module is called with: the function's arguments without those that it remembers itself."""
+    known = module.hyperparameters()
+    return {name: value for name, value in arguments(spec, input, target).items() if name not in known}
+
+
+def class_weight(spec: Registered) -> str | None:
+    """What the objective calls the weights of classes, if it has any."""
+    word = KINDS[spec.kind].class_weight
+    if "class_weight" in spec.parameters:  # where "weight" is another's name
+        word = "class_weight"
+    return word if word in spec.parameters else None
 
 
 def by_row(value: Tensor) -> Tensor:
@@ -469,7 +488,7 @@ def continuous(spec: Registered) -> dict[str, Tensor]:
         if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in needed.items():
-        if not isinstance(value, str):
+        if not isinstance(value, str | bool):
             found[name] = torch.as_tensor(value)
     return found
 
@@ -478,10 +497,12 @@ def build(spec: Registered) -> Objective:
     """The module with arguments that it cannot do without."""
     assert spec.module is not None
     needed = inspect.signature(spec.module).parameters
-    example: dict[str, Any] = spec.example(CLASSES)
-    if "class_counts" in needed:
-        example = {"class_counts": [100, 50, 20, 10, 5]}
-    if "num_samples" in needed:
-        example = {"num_samples": 2 * ROWS}
+    sizes = {
+        "class_counts": [100, 50, 20, 10, 5],
+        "embedding_dim": CLASSES,
+        "num_classes": CLASSES,
+        "num_features": CLASSES,
+        "num_samples": 2 * ROWS,
+    }
     known: Callable[..., Objective] = spec.module
-    return known(**{name: value for name, value in example.items() if name in needed})
+    return known(**{name: value for name, value in {**sizes, **spec.example(CLASSES)}.items() if name in needed})

@@ -24,7 +24,7 @@ CASES = [
 ]
 KNOWN_KEYS = {
     *("name", "call", "method", "init", "state", "training", "args", "kwargs", "inputs", "tensors", "calls", "steps"),
-    *("expected", "output_index", "rtol", "atol", "note"),
+    *("expected", "output_index", "rtol", "atol", "note", "batches"),
 }
 
 
@@ -82,6 +82,9 @@ def call(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, Any]:
     instance = None
     if inspect.isclass(target):
         instance = build(target, case.get("init", {}), tensors)
+        if "batches" in case:  # fitted on consecutive rows first
+            for rows in zip(*(tensors[name].split(case["batches"]) for name in ("input", "target")), strict=True):
+                instance.partial_fit(*rows)
         if "state" in case:
             instance.load_state_dict({name: parse(value) for name, value in case["state"].items()})
         if "training" in case:

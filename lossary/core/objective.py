@@ -24,6 +24,8 @@ class Kind(enum.Enum):
     LABELS = "logits of any shape with yes/no targets of the same shape"
     VALUES = "logits (..., bins) over an interval with real targets (...)"
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
+    TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"
+    POINTS = "points (N, D) of the ball of curvature -0.1, compared with each other"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,19 +119,32 @@ class ClassRows:
         As in ``torch.nn.functional.cross_entropy`` smoothing and class weights act inside the class sum. A class
         without target probability contributes 0 whatever its value is, infinite ones included.
         """
+        if self.index is None:
+            assert self.probability is not None
+            return self.expect_under(self.probability, values)
         weighted = values if self._weight is None else self.per_class(self._weight) * values
         if self.hard:
             return weighted.squeeze(self.dim)
-        if self.index is None:
-            assert self.probability is not None
-            absent = self.probability == 0
-            return torch.where(absent, 0.0, self.probability * torch.where(absent, 0.0, weighted)).sum(self.dim)
         smoothing = self._smoothing
         spread = weighted.sum(self.dim) / self.num_classes
         mixed = (1 - smoothing) * self.at_label(weighted) + smoothing * spread
         if isinstance(smoothing, Tensor):  # a smoothing of 0 that only a tensor knows: 0 * inf must not be NaN
             mixed = torch.where(smoothing == 0, self.at_label(weighted), mixed)
         return mixed
+
+    def expect_under(self, probability: Tensor, values: Tensor) -> Tensor:
+        """As ``expect``, of values of all classes under probabilities of one's own: ``(N, C, ...)`` to ``(N, ...)``.
+
+        They may be negative; where they are 0 the value counts for nothing, infinite or not.
+        """
+        if self._weight is not None:
+            values = self._weight.reshape([-1] + [1] * (self.logits.ndim - 1 - self.dim)) * values
+        absent = probability == 0
+        return torch.where(absent, 0.0, probability * torch.where(absent, 0.0, values)).sum(self.dim)
+
+    def masked(self, values: Tensor) -> Tensor:
+        """Values of all classes ``(N, C, ...)`` with 0 in ignored rows, so that nothing there reaches a gradient."""
+        return values if self.keep is None else torch.where(self.keep.unsqueeze(self.dim), values, 0.0)
 
     def label_weight(self) -> Tensor:
         """Class weight of each row's label ``(N, ...)``; ones (as a 0-d tensor) without class weights."""

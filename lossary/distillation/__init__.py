@@ -1,0 +1,27 @@
+"""Learning from a teacher's predictions."""
+
+from __future__ import annotations
+
+from lossary.distillation.self_distillation import (
+    OptimalRegularization,
+    SelfDistillationLoss,
+    expected_parameter_error,
+    optimal_regularization,
+    optimal_xi,
+    ridge_self_distillation,
+    self_distill,
+    self_distillation_loss,
+    self_distillation_target,
+)
+
+__all__ = [
+    "OptimalRegularization",
+    "SelfDistillationLoss",
+    "expected_parameter_error",
+    "optimal_regularization",
+    "optimal_xi",
+    "ridge_self_distillation",
+    "self_distill",
+    "self_distillation_loss",
+    "self_distillation_target",
+]
