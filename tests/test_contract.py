@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 import lossary
 from lossary.core.objective import Kind, Objective, Registered
 
 OBJECTIVES = lossary.objectives()
 ROWS, CLASSES = 6, 5
+INDEXED = (Kind.CLASSES, Kind.EMBEDDINGS, Kind.REGIONS)  # targets are class indices, some of which may be ignored
+WHOLE = (Kind.REGIONS, Kind.IMAGES)  # a row cannot come without its axis
 SECTIONS = ["Formula:", "Args:", "Shape:", "Returns:", "Raises:", "Example:", "Source:"]
 
 
@@ -66,7 +69,9 @@ def test_exemptions_are_known_and_written_down() -> None:
 
 
 def test_words(spec: Registered) -> None:
-    wanted = {"input", "target", "sample_weight", "reduction", "normalizer"}
+    wanted = {*spec.arguments(*sample(spec)), "sample_weight"}
+    if not spec.batch_level:
+        wanted |= {"reduction", "normalizer"}
     if spec.kind is Kind.CLASSES:
         wanted |= {"weight", "ignore_index"}
     assert wanted <= set(spec.parameters)
@@ -100,14 +105,20 @@ def test_finite_and_exact_at_extreme_logits(spec: Registered, scale: float) -> N
 
 def test_infinite_logits(spec: Registered) -> None:
     input, target = sample(spec)
+    if spec.kind in (Kind.BOXES, Kind.EMBEDDINGS, Kind.IMAGES):
+        return  # infinite boxes, directions and images are not defined
     if spec.kind is Kind.CLASSES:
         input[0, (target[0] + 1) % CLASSES] = -math.inf
+    elif spec.kind is Kind.REGIONS:
+        input[0, 1] = torch.where(target[0] == 1, input[0, 1], -math.inf)
+    elif spec.kind is Kind.PAIRS:
+        input[0, 1] = -math.inf
     else:
         target = (target > 0.5).double()
         input[0] = torch.where(target[0] == 1, math.inf, -math.inf)
     input.requires_grad_()
     value = evaluate(spec, input, target, reduction="none")
-    assert value[1:].isfinite().all()
+    assert by_row(value)[1:].isfinite().all()
     assert not value.isnan().any()
     (gradient,) = torch.autograd.grad(value.sum(), input)
     assert not gradient.isnan().any()
@@ -132,8 +143,8 @@ def test_nan_stays_visible(spec: Registered) -> None:
     input, target = sample(spec)
     input[0] = math.nan
     value = evaluate(spec, input, target, reduction="none")
-    assert value[0].isnan().all()
-    assert value[1:].isfinite().all()
+    assert by_row(value)[0].isnan().all()
+    assert by_row(value)[1:].isfinite().all()
     assert evaluate(spec, input, target).isnan()
 
 
@@ -170,10 +181,9 @@ def test_grad_and_vmap_over_data(spec: Registered) -> None:
     together = torch.func.vmap(gradient)(inputs, targets)
     alone = torch.stack([gradient(z, t) for z, t in batches])
     torch.testing.assert_close(together, alone)
-    rows = torch.func.vmap(lambda z, t: evaluate(spec, z, t))(inputs[0], targets[0])  # one row at a time
-    torch.testing.assert_close(
-        rows, torch.stack([evaluate(spec, z, t) for z, t in zip(inputs[0], targets[0], strict=True)])
-    )
+    row = (lambda z, t: evaluate(spec, z[None], t[None])) if spec.kind in WHOLE else (lambda z, t: evaluate(spec, z, t))
+    rows = torch.func.vmap(row)(inputs[0], targets[0])  # one row at a time
+    torch.testing.assert_close(rows, torch.stack([row(z, t) for z, t in zip(inputs[0], targets[0], strict=True)]))
 
 
 def test_vmap_over_hyperparameters(spec: Registered) -> None:
@@ -210,6 +220,8 @@ def test_non_contiguous_and_untouched(spec: Registered) -> None:
 
 
 def test_reductions(spec: Registered) -> None:
+    if spec.batch_level:
+        return
     for input, target in shapes(spec):
         rows = evaluate(spec, input, target, reduction="none")
         torch.testing.assert_close(evaluate(spec, input, target, reduction="sum"), rows.sum())
@@ -227,15 +239,19 @@ def test_sample_weight_repeats_rows(spec: Registered) -> None:
 
 
 def test_class_weight_and_ignored_rows(spec: Registered) -> None:
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in (Kind.CLASSES, Kind.EMBEDDINGS):
         return
     weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+    word = class_weight(spec)
+    by_class = {word: weight} if word else {}
+    if not word:
+        weight = torch.ones_like(weight)
     smooth = {"label_smoothing": 0.0} if "label_smoothing" in spec.parameters else {}  # some smooth by default
     for input, target in shapes(spec):
         rows = evaluate(spec, input, target, reduction="none", **smooth)
-        weighted = evaluate(spec, input, target, weight=weight, reduction="none", **smooth)
+        weighted = evaluate(spec, input, target, reduction="none", **by_class, **smooth)
         torch.testing.assert_close(weighted, weight[target] * rows)
-        mean = evaluate(spec, input, target, weight=weight, **smooth)
+        mean = evaluate(spec, input, target, **by_class, **smooth)
         torch.testing.assert_close(mean, weighted.sum() / weight[target].sum())
         ignored = torch.zeros(target.shape, dtype=torch.bool)
         ignored.view(-1)[::2] = True
@@ -245,17 +261,40 @@ def test_class_weight_and_ignored_rows(spec: Registered) -> None:
             value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
             assert (value[ignored] == 0).all()
             assert value.isfinite().all()
-            mean = evaluate(spec, poisoned, masked, ignore_index=label, weight=weight)
+            mean = evaluate(spec, poisoned, masked, ignore_index=label, **by_class)
             (gradient,) = torch.autograd.grad(mean, poisoned)
             assert (gradient.movedim(1, -1)[ignored] == 0).all()
             assert gradient.isfinite().all()
             kept = ~ignored
-            expected = evaluate(spec, input.movedim(1, -1)[kept], masked[kept], weight=weight)
+            expected = evaluate(spec, input.movedim(1, -1)[kept], masked[kept], **by_class)
             torch.testing.assert_close(mean, expected)
+
+
+def test_ignored_pixels(spec: Registered) -> None:
+    """Pixels that are ignored might as well not be there, and an image without any other does not count."""
+    if spec.kind is not Kind.REGIONS:
+        return
+    input, target = sample(spec)
+    expected = evaluate(spec, input[..., 1:], target[..., 1:], reduction="none")
+    for label in (-100, 7):
+        masked = target.clone()
+        masked[..., 0] = label
+        poisoned = input.clone()
+        poisoned[..., 0] = math.nan
+        poisoned.requires_grad_()
+        value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
+        torch.testing.assert_close(value, expected)
+        (gradient,) = torch.autograd.grad(value.sum(), poisoned)
+        assert (gradient[..., 0] == 0).all()
+        assert gradient.isfinite().all()
+        masked[0] = label
+        torch.testing.assert_close(evaluate(spec, poisoned, masked, ignore_index=label), expected[1:].mean())
 
 
 def test_empty_and_all_ignored(spec: Registered) -> None:
     input, target = sample(spec)
+    if spec.batch_level:
+        return
     empty = input[:0].requires_grad_()
     assert evaluate(spec, empty, target[:0]).isnan()
     assert evaluate(spec, empty, target[:0], reduction="sum") == 0
@@ -263,7 +302,7 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
     zero = evaluate(spec, empty, target[:0], normalizer=3)
     assert zero == 0
     zero.backward()
-    if spec.kind is Kind.CLASSES:
+    if spec.kind in INDEXED:
         ignored = torch.full_like(target, -100)
         assert evaluate(spec, input, ignored).isnan()
         zero = evaluate(spec, input.requires_grad_(), ignored, normalizer=3)
@@ -274,13 +313,18 @@ def test_empty_and_all_ignored(spec: Registered) -> None:
 
 def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
     """Shards with the global normalizer, in an accumulation loop or on two ranks, add up to the whole."""
+    if spec.batch_level:
+        return
     input, target = sample(spec)
     options: dict[str, Any] = {}
-    count = torch.tensor(float(target.numel()))
-    if spec.kind is Kind.CLASSES:
+    count = torch.tensor(float(evaluate(spec, input, target, reduction="none").numel()))
+    if spec.kind in INDEXED:
         target[1] = -100
-        options["weight"] = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
-        count = options["weight"][target[target != -100]].sum()
+        count = torch.tensor(ROWS - 1.0)
+        if class_weight(spec) and spec.kind is not Kind.REGIONS:  # there they weigh the classes of an image
+            weight = torch.linspace(0.2, 2.0, CLASSES, dtype=torch.float64)
+            options[str(class_weight(spec))] = weight
+            count = weight[target[target != -100]].sum()
     whole = input.clone().requires_grad_()
     evaluate(spec, whole, target, **options).backward()
     parts = input.clone().requires_grad_()
@@ -294,33 +338,38 @@ def test_accumulation_and_ranks_equal_one_batch(spec: Registered) -> None:
 
 def test_bad_input(spec: Registered) -> None:
     input, target = sample(spec)
-    with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
-        evaluate(spec, input, target, reduction="average")
-    with pytest.raises(ValueError, match=r"target has shape .*; wanted"):
+    if not spec.batch_level:
+        with pytest.raises(ValueError, match=r"reduction is 'average'; wanted 'none', 'mean' or 'sum'"):
+            evaluate(spec, input, target, reduction="average")
+        with pytest.raises(ValueError, match="normalizer"):
+            evaluate(spec, input, target, normalizer=0)
+    arguments = spec.arguments(input, target)
+    first, *others = arguments
+    with pytest.raises(ValueError, match=rf"({'|'.join(others)}) has shape .*; wanted"):
         evaluate(spec, input, target[:-1])
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; wanted"):
         evaluate(spec, input, target, sample_weight=torch.ones(ROWS + 1))
-    with pytest.raises(TypeError, match=r"input has dtype torch.int64; wanted floating point"):
+    with pytest.raises(TypeError, match=rf"{first} has dtype torch.int64; wanted floating point"):
         evaluate(spec, input.long(), target)
-    with pytest.raises(TypeError, match="target"):
-        evaluate(spec, input, target.tolist())
-    with pytest.raises(ValueError, match="normalizer"):
-        evaluate(spec, input, target, normalizer=0)
-    if spec.kind is Kind.CLASSES:
+    for name in others:
+        with pytest.raises(TypeError, match=name):
+            spec.function(**{**arguments, **spec.example(CLASSES), name: arguments[name].tolist()})
+    if spec.kind in INDEXED:
         with pytest.raises(
             ValueError, match=rf"target contains {CLASSES}; wanted class indices from 0 to {CLASSES - 1}"
         ):
             evaluate(spec, input, target.index_fill(0, torch.tensor([0]), CLASSES))
-        with pytest.raises(ValueError, match=r"weight has shape .*; wanted \(5,\)"):
-            evaluate(spec, input, target, weight=torch.ones(CLASSES + 1))
-    else:
-        with pytest.raises(ValueError, match=r"target contains 2; wanted values in \[0, 1\]"):
+        if word := class_weight(spec):
+            with pytest.raises(ValueError, match=rf"{word} has shape .*; wanted \(5,\)"):
+                evaluate(spec, input, target, **{word: torch.ones(CLASSES + 1)})
+    elif spec.kind in (Kind.LABELS, Kind.RASTERS):
+        with pytest.raises(ValueError, match=rf"{others[-1]} contains 2; wanted values in \[0, 1\]"):
             evaluate(spec, input, torch.full_like(target, 2))
 
 
 def test_unseen_bad_label_is_nan(spec: Registered) -> None:
     """Where checks of values stand aside, a bad label gives NaN or an error, never a plausible number."""
-    if spec.kind is not Kind.CLASSES:
+    if spec.kind not in INDEXED:
         return
     input, target = sample(spec)
     for label in (CLASSES, -5):
@@ -337,21 +386,23 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    value = module(input, target)
+    arguments = spec.arguments(input, target)
+    value = module(**arguments)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(twin(input, target), value)
+        torch.testing.assert_close(twin(**arguments), value)
     fresh = build(spec).double().eval()
     fresh.load_state_dict(module.state_dict())
-    torch.testing.assert_close(fresh(input, target), value)
+    torch.testing.assert_close(fresh(**arguments), value)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    torch.testing.assert_close(torch.func.functional_call(module, state, (input, target)), value)
+    torch.testing.assert_close(torch.func.functional_call(module, state, (), arguments), value)
     assert set(module.hyperparameters()) <= set(spec.parameters)
     assert spec.module.__name__ in repr(module)
-    times = torch.arange(1.0, ROWS + 1)
+    options: dict[str, Any] = {"sample_weight": torch.arange(1.0, ROWS + 1)}
+    if not spec.batch_level:
+        options["normalizer"] = 2.0
     torch.testing.assert_close(
-        module(input, target, sample_weight=times, normalizer=2.0),
-        evaluate(spec, input, target, sample_weight=times, normalizer=2.0, **module.hyperparameters()),
+        module(**arguments, **options), evaluate(spec, input, target, **options, **module.hyperparameters())
     )
 
 
@@ -362,21 +413,21 @@ def test_state(spec: Registered) -> None:
     input, target = sample(spec)
     module = build(spec)
     before = copy.deepcopy(module.state_dict())
-    module.eval()(input, target)
+    arguments = spec.arguments(input, target)
+    module.eval()(**arguments)
     torch.testing.assert_close(module.state_dict(), before, equal_nan=True)
-    module.train()(input, target)
+    module.train()(**arguments)
     moved = module.state_dict()
     assert any(not torch.equal(moved[name], before[name]) for name in before)
     restored = build(spec)
     restored.load_state_dict(moved)
-    torch.testing.assert_close(restored(input, target), module(input, target))
+    torch.testing.assert_close(restored(**arguments), module(**arguments))
     inputs = torch.stack([input, 2 * input])
-    together = torch.func.vmap(lambda z: spec.function(z, target))(inputs)
+    call = lambda z: spec.function(**spec.arguments(z, target), **spec.example(CLASSES))  # noqa: E731
+    together = torch.func.vmap(call)(inputs)
     for member in range(2):
-        alone = spec.function(inputs[member], target)
-        torch.testing.assert_close(
-            [together[0][member], *(part[member] for part in together[1])], [alone[0], *alone[1]]
-        )
+        of_member = tree_map(lambda part, member=member: part[member], together)
+        torch.testing.assert_close(tree_leaves(of_member), tree_leaves(call(inputs[member])))
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -384,18 +435,45 @@ def test_state(spec: Registered) -> None:
 
 def sample(spec: Registered, *, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    input = scale * torch.randn(ROWS, CLASSES, generator=generator, dtype=torch.float64)
-    input = input.float().double()  # the same number in float32, so that precisions compare like with like
-    if spec.kind is Kind.CLASSES:
-        return input, torch.randint(CLASSES, (ROWS,), generator=generator)
+    rows = {Kind.BOXES: (4,), Kind.REGIONS: (CLASSES, 4), Kind.IMAGES: (2, 4, 4)}.get(spec.kind, (CLASSES,))
+    input = torch.randn(ROWS, *rows, generator=generator, dtype=torch.float64)
+    other = torch.randn(input.shape, generator=generator, dtype=torch.float64)
+    if spec.kind is Kind.IMAGES:  # positive, as depths and disparities have to be
+        input, other = input.sigmoid() + 0.1, other.sigmoid() + 0.1
+    if spec.kind is Kind.BOXES:
+        other = scale * boxes(input + 0.3 * other)
+        input = boxes(input)
+    input = (scale * input).float().double()  # the same number in float32, so that precisions compare like with like
+    if spec.kind in (Kind.BOXES, Kind.IMAGES, Kind.PAIRS):
+        return input, other
+    if spec.kind in INDEXED:
+        return input, torch.randint(CLASSES, (ROWS, *rows[1:]), generator=generator)
     return input, torch.randint(2, (ROWS, CLASSES), generator=generator).double()
+
+
+def boxes(numbers: Tensor) -> Tensor:
+    """Corners x1, y1, x2, y2 of boxes with a corner and sizes from the numbers."""
+    corner, size = numbers.split(2, -1)
+    return torch.cat([corner, corner + 1 + size.sigmoid()], -1)
+
+
+def class_weight(spec: Registered) -> str | None:
+    """What the objective calls the weights of classes, if it has any."""
+    word = "class_weight" if spec.kind is Kind.EMBEDDINGS else "weight"
+    return word if word in spec.parameters else None
 
 
 def shapes(spec: Registered) -> list[tuple[Tensor, Tensor]]:
     """Samples (N, C), (N, C, d1) and (N, C, d1, d2)."""
     input, target = sample(spec)
     flat = (input, target)
-    if spec.kind is Kind.LABELS:
+    if spec.kind in (Kind.EMBEDDINGS, Kind.IMAGES, Kind.RASTERS):
+        return [flat]
+    if spec.kind is Kind.REGIONS:
+        return [flat, (input.reshape(ROWS, CLASSES, 2, 2), target.reshape(ROWS, 2, 2))]
+    if spec.kind is Kind.BOXES:
+        return [flat, (input.reshape(3, 2, 4), target.reshape(3, 2, 4))]
+    if spec.kind in (Kind.LABELS, Kind.PAIRS):
         return [flat, (input.reshape(3, 2, CLASSES), target.reshape(3, 2, CLASSES)), (input[:, 0], target[:, 0])]
     one = (input.reshape(3, 2, CLASSES).movedim(-1, 1), target.reshape(3, 2))
     two = (input.reshape(1, 3, 2, CLASSES).movedim(-1, 1), target.reshape(1, 3, 2))
@@ -407,18 +485,27 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
         name: value.to(input.dtype) if isinstance(value, Tensor) and input.is_floating_point() else value
         for name, value in spec.example(CLASSES).items()
     }
-    result = spec.function(input, target, **{**required, **options})
+    if spec.batch_level and options.get("reduction") == "none":
+        options = {name: value for name, value in options.items() if name != "reduction"}
+    result = spec.function(**spec.arguments(input, target), **{**required, **options})
     return result[0] if spec.stateful else result
+
+
+def by_row(value: Tensor) -> Tensor:
+    """A loss by row; one value for the whole batch is a single row."""
+    return value.reshape(-1, *value.shape[1:])
 
 
 def continuous(spec: Registered) -> dict[str, Tensor]:
     """The continuous hyperparameters with their defaults: what may be a 0-d tensor or batched by vmap."""
     found: dict[str, Tensor] = {}
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and name != "normalizer":
+        known = parameter.default is not parameter.empty and name != "normalizer"  # without a default: from the example
+        if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in spec.example(CLASSES).items():
-        found[name] = torch.as_tensor(value)
+        if not isinstance(value, str | bool):
+            found[name] = torch.as_tensor(value)
     return found
 
 
@@ -429,5 +516,7 @@ def build(spec: Registered) -> Objective:
     example: dict[str, Any] = spec.example(CLASSES)
     if "class_counts" in needed:
         example = {"class_counts": [100, 50, 20, 10, 5]}
+    if "num_samples" in needed:
+        example = {"num_samples": 2 * ROWS}
     known: Callable[..., Objective] = spec.module
     return known(**{name: value for name, value in example.items() if name in needed})

@@ -53,3 +53,14 @@ def logaddexp(x: Tensor, y: Tensor) -> Tensor:
     empty = (x == -math.inf) & (y == -math.inf)
     value = torch.logaddexp(torch.where(empty, 0.0, x), torch.where(empty, 0.0, y))
     return torch.where(empty, -math.inf, value)
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0, not infinite."""
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, x)))
+
+
+def safe_norm(x: Tensor, dim: int) -> Tensor:
+    """Euclidean norm along ``dim`` whose gradient at the zero vector is 0, not NaN."""
+    return safe_sqrt(x.square().sum(dim))

@@ -22,6 +22,12 @@ class Kind(enum.Enum):
 
     CLASSES = "logits (N, C, ...) with class indices or probabilities"
     LABELS = "logits of any shape with yes/no targets of the same shape"
+    RASTERS = "kernels (motifs, neurons, delays) with the onsets and the rasters of trials"
+    PAIRS = "real values of any shape with real targets of the same shape"
+    BOXES = "boxes (..., 4) with boxes of the same shape"
+    EMBEDDINGS = "embeddings (N, D) with class indices and a vector (C, D) for each class"
+    REGIONS = "logits (N, C, d1, ...) with class indices; a row is a whole image"
+    IMAGES = "images or feature maps (N, C, H, W) with others of the same size; a row is a whole image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +40,11 @@ class Registered:
         function: The pure form.
         kind: What it is called with.
         example: Arguments that it cannot do without, given the number of classes.
+        arguments: From rows (input, target) to its arguments, for those that want more tensors than these two.
         unbounded: Whether +inf is a legitimate value at extreme logits.
         exempt: Checks of the contract that it does not undergo, each with its reason.
         stateful: Whether it returns ``(loss, new state)``.
+        batch_level: Whether it is one value for the whole batch (a metric's surrogate), with no loss per row to reduce.
         module: The class that remembers its hyperparameters, or None.
     """
 
@@ -45,9 +53,11 @@ class Registered:
     function: Callable[..., Any]
     kind: Kind
     example: Callable[[int], dict[str, Any]]
+    arguments: Callable[[Any, Any], dict[str, Any]]
     unbounded: bool
     exempt: Mapping[str, str]
     stateful: bool
+    batch_level: bool
     module: type[Objective] | None = None
 
     @property
@@ -64,9 +74,11 @@ def objective(
     kind: Kind,
     *,
     example: Callable[[int], dict[str, Any]] = lambda num_classes: {},
+    arguments: Callable[[Any, Any], dict[str, Any]] = lambda input, target: {"input": input, "target": target},
     unbounded: bool = False,
     exempt: Mapping[str, str] | None = None,
     stateful: bool = False,
+    batch_level: bool = False,
 ) -> Callable[[Function], Function]:
     """Decorator that enters a pure objective in the register; see :class:`Registered` for the words."""
 
@@ -75,7 +87,9 @@ def objective(
         if name in _REGISTER and _REGISTER[name].function.__module__ != function.__module__:  # a re-import may repeat
             raise ValueError(f"{name} is registered twice: by {_REGISTER[name].function.__module__} and here.")
         family = function.__module__.split(".")[1]
-        _REGISTER[name] = Registered(name, family, function, kind, example, unbounded, dict(exempt or {}), stateful)
+        _REGISTER[name] = Registered(
+            name, family, function, kind, example, arguments, unbounded, dict(exempt or {}), stateful, batch_level
+        )
         return function
 
     return enter
@@ -150,3 +164,18 @@ class Objective(nn.Module):
             f"{name}={tuple(value.shape) if isinstance(value, Tensor) and value.ndim else value!r}"
             for name, value in self.hyperparameters().items()
         )
+
+
+class BatchObjective(Objective):
+    """An :class:`Objective` with one value for the whole batch: nothing per row to reduce or to normalise."""
+
+    def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """The objective on ``input`` and ``target``; see the class for shapes.
+
+        Args:
+            input: Logits.
+            target: Targets.
+            sample_weight: One weight for each row.
+        """
+        value: Tensor = self.function(input, target, sample_weight=sample_weight, **self.hyperparameters())
+        return value
