@@ -46,7 +46,7 @@ CARD = Paper(
         "learner.fit(batches, num_steps=300, learning_rate=0.05)  # pairs (onsets, spikes)\n"
         "found = threshold_evidence(motif_evidence(spikes, learner.kernel), rate=0.001)"
     ),
-    claim="Log-odds over neurons and delays find more onsets at exactly the right bin than correlation with a template.",
+    claim="Log-odds over neurons and delays find more onsets, at exactly the right bin, than a rate template does.",
     use_when="repeating patterns of spikes are to be found in rasters, or test data with known ones are needed",
     avoid_when="onsets to learn from are unknown: finding them at the same time is not part of the method",
     golden=4,

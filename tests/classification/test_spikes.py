@@ -19,9 +19,9 @@ from lossary.classification import (
     raster_logits,
     sample_activity,
     sample_raster,
+    spikes,
     threshold_evidence,
 )
-from lossary.classification import spikes
 
 SEEDS = st.integers(0, 10_000)
 
@@ -84,7 +84,7 @@ def test_without_motifs_the_loss_is_that_of_a_constant(seed: int, rate: float) -
 
 
 def test_two_starts_reach_one_value() -> None:
-    kernel, activity, raster = world(1, trials=8, motifs=2, neurons=3, delays=3)
+    _, activity, raster = world(1, trials=8, motifs=2, neurons=3, delays=3)
     ends = []
     for start in (0.0, 1.0):
         learner = MotifKernelLearner(3, 2, 3, firing_rate=0.2).double()
