@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-FAMILIES = ("classification",)
+FAMILIES = (
+    "classification",
+    "embedding",
+    "generative",
+    "language",
+    "regression",
+    "retrieval",
+    "segmentation",
+)
 _ROOMS = (*FAMILIES, "compare", "core", "datasets", "papers")
 _NAMES = {"Objective": "lossary.core.objective", "WeightedSum": "lossary.core.composition"}
 

@@ -386,7 +386,7 @@ def test_module(spec: Registered) -> None:
     assert spec.module is not None
     input, target = sample(spec)
     module = build(spec).double().eval()  # in training the state would move from call to call
-    arguments = spec.arguments(input, target)
+    arguments = given(spec, module, input, target)
     value = module(**arguments)
     torch.testing.assert_close(value, evaluate(spec, input, target, **module.hyperparameters()))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
@@ -413,7 +413,7 @@ def test_state(spec: Registered) -> None:
     input, target = sample(spec)
     module = build(spec)
     before = copy.deepcopy(module.state_dict())
-    arguments = spec.arguments(input, target)
+    arguments = given(spec, module, input, target)
     module.eval()(**arguments)
     torch.testing.assert_close(module.state_dict(), before, equal_nan=True)
     module.train()(**arguments)
@@ -487,8 +487,14 @@ def evaluate(spec: Registered, input: Tensor, target: Any, **options: Any) -> Te
     }
     if spec.batch_level and options.get("reduction") == "none":
         options = {name: value for name, value in options.items() if name != "reduction"}
-    result = spec.function(**spec.arguments(input, target), **{**required, **options})
+    result = spec.function(**{**spec.arguments(input, target), **required, **options})
     return result[0] if spec.stateful else result
+
+
+def given(spec: Registered, module: Objective, input: Tensor, target: Tensor) -> dict[str, Any]:
+    """What the module is called with: the function's arguments without those that it remembers itself."""
+    known = module.hyperparameters()
+    return {name: value for name, value in spec.arguments(input, target).items() if name not in known}
 
 
 def by_row(value: Tensor) -> Tensor:
@@ -516,6 +522,8 @@ def build(spec: Registered) -> Objective:
     example: dict[str, Any] = spec.example(CLASSES)
     if "class_counts" in needed:
         example = {"class_counts": [100, 50, 20, 10, 5]}
+    if "num_classes" in needed:
+        example = {**example, "num_classes": CLASSES, "embedding_dim": CLASSES, "num_features": CLASSES}
     if "num_samples" in needed:
         example = {"num_samples": 2 * ROWS}
     known: Callable[..., Objective] = spec.module

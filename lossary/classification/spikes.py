@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, repeat
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -586,9 +586,11 @@ def _fit(
 def _steps(
     batches: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]], num_steps: int | None
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
-        return repeat((batches[0], batches[1]), 1000 if num_steps is None else num_steps)
-    return islice(batches, num_steps)
+    if isinstance(batches, tuple):
+        activity, raster = batches
+        if isinstance(activity, Tensor) and isinstance(raster, Tensor):
+            return repeat((activity, raster), 1000 if num_steps is None else num_steps)
+    return islice(cast("Iterable[tuple[Tensor, Tensor]]", batches), num_steps)
 
 
 def _checked(kernel: Tensor) -> Tensor:
