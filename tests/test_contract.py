@@ -181,7 +181,8 @@ def test_grad_and_vmap_over_data(spec: Registered) -> None:
     together = torch.func.vmap(gradient)(inputs, targets)
     alone = torch.stack([gradient(z, t) for z, t in batches])
     torch.testing.assert_close(together, alone)
-    row = (lambda z, t: evaluate(spec, z[None], t[None])) if spec.kind in WHOLE else (lambda z, t: evaluate(spec, z, t))
+    whole = spec.kind in WHOLE or spec.batch_level
+    row = (lambda z, t: evaluate(spec, z[None], t[None])) if whole else (lambda z, t: evaluate(spec, z, t))
     rows = torch.func.vmap(row)(inputs[0], targets[0])  # one row at a time
     torch.testing.assert_close(rows, torch.stack([row(z, t) for z, t in zip(inputs[0], targets[0], strict=True)]))
 
@@ -510,7 +511,7 @@ def continuous(spec: Registered) -> dict[str, Tensor]:
         if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in spec.example(CLASSES).items():
-        if not isinstance(value, str | bool):
+        if not isinstance(value, str | int):  # counts, switches and names are no continuous values
             found[name] = torch.as_tensor(value)
     return found
 

@@ -18,7 +18,7 @@ from lossary.core.values import full_precision, widened
 
 def _with_directions(input: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Five directions in five dimensions for rows of numbers, none of them an axis."""
-    weight = torch.eye(5, dtype=input.dtype) + torch.linspace(-0.5, 0.4, 25, dtype=input.dtype).reshape(5, 5)
+    weight = torch.eye(5) + torch.linspace(-0.5, 0.4, 25).reshape(5, 5)
     return {"input": input, "target": target, "weight": weight}
 
 

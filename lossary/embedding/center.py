@@ -12,7 +12,7 @@ from lossary.core.values import reduce_values, widened
 
 
 def _with_centers(input: Tensor, target: Tensor) -> dict[str, Tensor]:
-    centers = torch.linspace(-1.0, 1.0, 25, dtype=input.dtype).reshape(5, 5)
+    centers = torch.linspace(-1.0, 1.0, 25).reshape(5, 5)
     return {"input": input, "target": target, "centers": centers}
 
 

@@ -176,7 +176,7 @@ def tversky_loss(
     p, y = _flat(pixels)
     hit, predicted, true = (p * y).sum(-1), p.sum(-1), y.sum(-1)
     size = hit + alpha * (predicted - hit) + beta * (true - hit) + smooth
-    nothing = size == 0  # neither predicted nor true, to the last bit
+    nothing = size < 1e-18  # neither predicted nor true; its square in the slope would be 0
     index = torch.where(nothing, 0.0, hit + smooth) / torch.where(nothing, 1.0, size)
     return _reduce(1 - index, true, pixels, classes, weight, sample_weight, reduction, normalizer)
 

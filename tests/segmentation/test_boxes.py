@@ -122,3 +122,17 @@ def test_yolo_by_hand() -> None:
             expected += 5 * ((p[:4] - roots) ** 2).sum().item() + (p[4].item() - iou[best]) ** 2
             expected += 0.5 * other[4].item() ** 2 + ((cell[10:] - truth[5:]) ** 2).sum().item()
     assert yolo_loss(input, target).item() == pytest.approx(expected)
+
+
+def test_yolo_gradient_in_closed_form() -> None:
+    """One cell, one predictor: the IoU is a target like any other, so every error has its own slope."""
+    input = torch.tensor([0.4, 0.6, 0.5, 0.7, 0.3, 0.8, 0.1], dtype=torch.float64)
+    target = torch.tensor([0.5, 0.5, 0.36, 0.49, 1.0, 1.0, 0.0], dtype=torch.float64)
+    gradient = torch.func.grad(lambda z: yolo_loss(z.reshape(1, 1, 1, 7), target.reshape(1, 1, 1, 7), num_boxes=1))(
+        input
+    )
+    box = torch.cat([input[:2] - input[2:4] ** 2 / 2, input[:2] + input[2:4] ** 2 / 2])
+    truth = torch.cat([target[:2] - target[2:4] / 2, target[:2] + target[2:4] / 2])
+    aims = torch.cat([target[:2], target[2:4].sqrt(), 1 - box_iou_loss(box, truth)[None], target[5:]])
+    expected = 2 * torch.tensor([5.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1.0]) * (input - aims)
+    torch.testing.assert_close(gradient, expected)
