@@ -11,17 +11,35 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossary.core.catalogue import catalogue as catalogue
+    from lossary.core.catalogue import find as find
     from lossary.core.composition import WeightedSum as WeightedSum
     from lossary.core.objective import Objective as Objective
     from lossary.core.objective import Registered
 
 __version__ = "0.1.0"
 
-FAMILIES = ("calibration", "classification", "distillation", "information", "language", "regression")
+FAMILIES = (
+    "calibration",
+    "classification",
+    "distillation",
+    "embedding",
+    "generative",
+    "information",
+    "language",
+    "regression",
+    "retrieval",
+    "segmentation",
+)
 _ROOMS = (*FAMILIES, "compare", "core", "datasets", "kernels", "papers")
-_NAMES = {"Objective": "lossary.core.objective", "WeightedSum": "lossary.core.composition"}
+_NAMES = {
+    "Objective": "lossary.core.objective",
+    "WeightedSum": "lossary.core.composition",
+    "catalogue": "lossary.core.catalogue",
+    "find": "lossary.core.catalogue",
+}
 
-__all__ = ["FAMILIES", "Objective", "WeightedSum", "__version__", "objectives"]
+__all__ = ["FAMILIES", "Objective", "WeightedSum", "__version__", "catalogue", "find", "objectives"]
 
 
 def objectives() -> dict[str, Registered]:

@@ -269,7 +269,13 @@ def _print_card(card: Any, evidence: Any) -> None:
     console.print(f"[bold]Not[/]          when {_escape(card.avoid_when)}")
     console.print(f"[bold]Formula[/]      {_escape(card.formula)}\n", highlight=False)
     console.print(_escape(card.call), highlight=False)
-    console.print(f"\n[bold]Names[/] in lossary.{card.family}: {', '.join(card.provides)}", highlight=False)
+    console.print()
+    rooms: dict[str, list[str]] = {}
+    for place in card.places:
+        room, _, name = place.rpartition(".")
+        rooms.setdefault(room, []).append(name)
+    for room, names in rooms.items():
+        console.print(f"[bold]Names[/] in {room}: {', '.join(names)}", highlight=False)
     console.print(f"[bold]Recorded values[/] of the original code run by the tests: {card.golden}\n", highlight=False)
     if evidence is None:
         console.print(f"No evidence recorded yet: lossary reproduce {card.slug}")

@@ -142,6 +142,78 @@ class Points(Inputs):
         return {"input": given["input"]}
 
 
+class Rasters(Inputs):
+    unit_interval = "raster"
+
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target)]
+
+
+class Pairs(Inputs):
+    def sample(self, scale: float, generator: torch.Generator) -> Data:
+        input = numbers(scale, generator)
+        return input, numbers(1.0, generator)
+
+    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        input[0, 1] = -math.inf
+        return input, target, {}
+
+
+class Boxes(Inputs):
+    def sample(self, scale: float, generator: torch.Generator) -> Data:
+        here, there = (numbers(1.0, generator, ROWS, 4) for _ in range(2))
+        return (scale * self.corners(here)).float().double(), scale * self.corners(here + 0.3 * there)
+
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target), (input.reshape(3, 2, 4), target.reshape(3, 2, 4))]
+
+    def infinite(self, input: Tensor, target: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def corners(drawn: Tensor) -> Tensor:
+        """Corners x1, y1, x2, y2 of boxes with a corner and sizes from the numbers."""
+        corner, size = drawn.split(2, -1)
+        return torch.cat([corner, corner + 1 + size.sigmoid()], -1)
+
+
+class Embeddings(Classes):
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target)]
+
+    def infinite(self, input: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+class Regions(Inputs):
+    indexed, class_weight, single_rows = True, "weight", False
+
+    def sample(self, scale: float, generator: torch.Generator) -> Data:
+        return numbers(scale, generator, ROWS, CLASSES, 4), torch.randint(CLASSES, (ROWS, 4), generator=generator)
+
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target), (input.reshape(ROWS, CLASSES, 2, 2), target.reshape(ROWS, 2, 2))]
+
+    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        input[0, 1] = torch.where(target[0] == 1, input[0, 1], -math.inf)
+        return input, target, {}
+
+
+class Images(Inputs):
+    single_rows = False
+
+    def sample(self, scale: float, generator: torch.Generator) -> Data:
+        """Positive, as depths and disparities have to be."""
+        input, other = (numbers(1.0, generator, ROWS, 2, 4, 4).sigmoid() + 0.1 for _ in range(2))
+        return (scale * input).float().double(), other
+
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target)]
+
+    def infinite(self, input: Tensor, target: Tensor) -> None:
+        return None
+
+
 def numbers(scale: float, generator: torch.Generator, *shape: int) -> Tensor:
     """Normal numbers that are the same in float32, so that precisions compare like with like."""
     drawn = torch.randn(shape or (ROWS, CLASSES), generator=generator, dtype=torch.float64)
@@ -155,4 +227,10 @@ KINDS: dict[Kind, Inputs] = {
     Kind.HEAD: Head(),
     Kind.TEACHER: Teacher(),
     Kind.POINTS: Points(),
+    Kind.RASTERS: Rasters(),
+    Kind.PAIRS: Pairs(),
+    Kind.BOXES: Boxes(),
+    Kind.EMBEDDINGS: Embeddings(),
+    Kind.REGIONS: Regions(),
+    Kind.IMAGES: Images(),
 }

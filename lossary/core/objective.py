@@ -26,6 +26,12 @@ class Kind(enum.Enum):
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
     TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"
     POINTS = "points (N, D) of the ball of curvature -0.1, compared with each other"
+    RASTERS = "kernels (motifs, neurons, delays) with the onsets and the rasters of trials"
+    PAIRS = "real values of any shape with real targets of the same shape"
+    BOXES = "boxes (..., 4) with boxes of the same shape"
+    EMBEDDINGS = "embeddings (N, D) with class indices and a vector (C, D) for each class"
+    REGIONS = "logits (N, C, d1, ...) with class indices; a row is a whole image"
+    IMAGES = "images or feature maps (N, C, H, W) with others of the same size; a row is a whole image"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,6 +93,10 @@ class ClassRows:
         others = self._log_sum_of_others(top).unsqueeze(self.dim)
         return torch.where(is_top, others, numerics.log1mexp(torch.where(is_top, -1.0, log_p)))
 
+    def good_labels(self) -> Tensor | None:
+        """Where the label lies in range ``(N, ...)``, ignored rows aside; None for probability targets."""
+        return self._valid
+
     def at_label(self, values: Tensor) -> Tensor:
         """Values ``(N, C, ...)`` at the label ``(N, ...)``. Index targets only."""
         return values.gather(self.dim, self._label()).squeeze(self.dim)

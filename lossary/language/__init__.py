@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lossary.language.cross_entropy import PRESETS, LinearCrossEntropyLoss, linear_cross_entropy, z_loss
+from lossary.language.cross_entropy import (
+    PRESETS,
+    LinearCrossEntropyLoss,
+    linear_cross_entropy,
+    z_loss,
+)
 from lossary.language.linear import (
     LinearEntropyRegularizedCrossEntropyLoss,
     LinearFocalLoss,
@@ -11,19 +16,32 @@ from lossary.language.linear import (
     linear_focal_loss,
     linear_poly1_cross_entropy_loss,
 )
-from lossary.language.sequence import linear_sequence_logps, sequence_logps
+from lossary.language.sequence import (
+    linear_sequence_logps,
+    sequence_logps,
+)
+from lossary.language.sequence_risk import (
+    MinimumRiskLoss,
+    ReinforceLoss,
+    minimum_risk_loss,
+    reinforce_loss,
+)
 
 __all__ = [
     "LinearCrossEntropyLoss",
     "LinearEntropyRegularizedCrossEntropyLoss",
     "LinearFocalLoss",
     "LinearPoly1CrossEntropyLoss",
+    "MinimumRiskLoss",
     "PRESETS",
+    "ReinforceLoss",
     "linear_cross_entropy",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
     "linear_poly1_cross_entropy_loss",
     "linear_sequence_logps",
+    "minimum_risk_loss",
+    "reinforce_loss",
     "sequence_logps",
     "z_loss",
 ]

@@ -19,7 +19,7 @@ class Paper:
         arxiv: arXiv number.
         year: Year of first publication.
         family: Package that its objectives live in.
-        provides: Public names, as importable from the family.
+        provides: Public names, as importable from the family; with their full path where they live elsewhere.
         formula: The objective in one line.
         call: Lines that use it.
         claim: The claim in one sentence.
@@ -55,3 +55,8 @@ class Paper:
     method: str
     seeds: int
     limits: str
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Full paths of what it provides."""
+        return tuple(name if "." in name else f"lossary.{self.family}.{name}" for name in self.provides)

@@ -24,17 +24,34 @@ from lossary.regression.histogram import (
     two_hot_loss,
     two_hot_target,
 )
-from lossary.regression.wasserstein import WassersteinBinLoss, wasserstein_bin_loss
+from lossary.regression.quantile import (
+    QuantileLoss,
+    quantile_loss,
+)
+from lossary.regression.robust import (
+    BerHuLoss,
+    LogCoshLoss,
+    berhu_loss,
+    log_cosh_loss,
+)
+from lossary.regression.wasserstein import (
+    WassersteinBinLoss,
+    wasserstein_bin_loss,
+)
 
 __all__ = [
+    "BerHuLoss",
     "CategoricalTDLoss",
     "CategoricalValueHead",
     "Forecast",
     "HLGaussLoss",
+    "LogCoshLoss",
     "MeanScaleQuantizer",
+    "QuantileLoss",
     "TwoHotLoss",
     "WassersteinBinLoss",
     "atom_mean",
+    "berhu_loss",
     "categorical_projection",
     "categorical_td_loss",
     "forecast_from_bins",
@@ -42,7 +59,9 @@ __all__ = [
     "histogram_mean",
     "hl_gauss_loss",
     "hl_gauss_target",
+    "log_cosh_loss",
     "mase",
+    "quantile_loss",
     "two_hot_loss",
     "two_hot_target",
     "wasserstein_bin_loss",

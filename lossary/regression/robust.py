@@ -1,0 +1,148 @@
+"""Losses of the residual between square and absolute value: log-cosh and the reverse Huber loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lossary.core.checks import check_in_range
+from lossary.core.objective import Kind, Objective, objective
+from lossary.core.types import Reduction
+from lossary.core.values import like_first, reduce_values
+
+
+@objective(Kind.PAIRS)
+def log_cosh_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    r"""Logarithm of the hyperbolic cosine of the residual: a square near 0, an absolute value far from it.
+
+    Reach for it where a few targets are far off and a smooth loss is wanted, without the threshold of
+    ``torch.nn.HuberLoss``. Scale the targets: where square ends and absolute value begins is fixed at about 1.
+
+    Formula:
+        .. math:: L = \log\cosh(x - y) = |x - y| + \log(1 + e^{-2 |x - y|}) - \log 2
+
+    Args:
+        input: Predictions.
+        target: Real targets.
+        sample_weight: Weights of entries or rows.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of the number of entries.
+
+    Shape:
+        - input, target: the same, any shape; floating point.
+        - sample_weight: as input, or ``(N,)``; normalizer: a number or ``()``.
+
+    Returns:
+        Input's shape for ``none``, else ``()``; float32 for half-precision input. Empty ``mean`` is NaN, 0 if
+        ``normalizer`` is given.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape or reduction is wrong.
+
+    Example:
+        >>> log_cosh_loss(torch.tensor([0.1, 100.0]), torch.tensor([0.0, 0.0]), reduction="none")
+        tensor([4.9917e-03, 9.9307e+01])
+
+    Source:
+        Terven et al.: Loss Functions and Metrics in Deep Learning (Artificial Intelligence Review 2025, arXiv
+        2307.02694), regression losses. Implementations by ``cosh`` overflow at a residual of 89 in float32.
+    """
+    input, target = like_first("a real target for each entry", input=input, target=target)
+    size = (input - target).abs()
+    small = size < 1
+    near = torch.log1p(2 * torch.sinh(torch.where(small, size, 0.0) / 2).square())  # exact where log 2 would cancel
+    far = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
+    loss = torch.where(small, near, far)
+    return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
+
+
+class LogCoshLoss(Objective):
+    """Logarithm of the hyperbolic cosine of the residual; module form of :func:`log_cosh_loss`.
+
+    Example:
+        >>> LogCoshLoss()(torch.tensor([100.0]), torch.tensor([0.0]))
+        tensor(99.3069)
+    """
+
+    function = log_cosh_loss
+
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+
+@objective(Kind.PAIRS)
+def berhu_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    threshold: Tensor | float = 1.0,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+) -> Tensor:
+    r"""The reverse Huber loss: absolute value near 0, a square beyond the threshold.
+
+    Reach for it in depth estimation, where small residuals keep a gradient and large ones weigh most. It is not robust:
+    targets that are far off dominate it.
+
+    Formula:
+        .. math:: L = |e| \text{ if } |e| \le c, \text{ else } \frac{e^2 + c^2}{2c}, \quad e = x - y
+
+    Args:
+        input: Predictions.
+        target: Real targets.
+        threshold: The c, positive. Depth networks take a fifth of the batch's largest residual:
+            ``0.2 * (input - target).abs().max().detach()``.
+        sample_weight: Weights of entries or rows, 0 where a depth is unknown.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of the number of entries.
+
+    Shape:
+        - input, target: the same, any shape; floating point.
+        - threshold: a number or ``()``; sample_weight: as input, or ``(N,)``; normalizer: a number or ``()``.
+
+    Returns:
+        Input's shape for ``none``, else ``()``; float32 for half-precision input. Empty ``mean`` is NaN, 0 if
+        ``normalizer`` is given.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, ``threshold`` or reduction is wrong.
+
+    Example:
+        >>> berhu_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
+        tensor([0.5000, 5.0000])
+
+    Source:
+        Terven et al. (arXiv 2307.02694), depth estimation losses; introduced to it by Laina, Rupprecht, Belagiannis,
+        Tombari, Navab: Deeper Depth Prediction with Fully Convolutional Residual Networks (3DV 2016, arXiv 1606.00373).
+    """
+    check_in_range("threshold", threshold, 0.0, low_open=True)
+    input, target = like_first("a real target for each entry", input=input, target=target)
+    size = (input - target).abs()
+    loss = torch.where(size > threshold, (size.square() / threshold + threshold) / 2, size)
+    return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
+
+
+class BerHuLoss(Objective):
+    """The reverse Huber loss; module form of :func:`berhu_loss`.
+
+    Example:
+        >>> BerHuLoss(threshold=1.0)(torch.tensor([3.0]), torch.tensor([0.0]))
+        tensor(5.)
+    """
+
+    function = berhu_loss
+
+    def __init__(self, threshold: Tensor | float = 1.0, *, reduction: Reduction = "mean") -> None:
+        super().__init__(threshold=threshold, reduction=reduction)
