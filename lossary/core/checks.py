@@ -53,7 +53,9 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_shape(name: str, tensor: Tensor, wanted: Sequence[int], meaning: str) -> None:
-    """Raise ValueError unless ``tensor`` has exactly the shape ``wanted``, described by ``meaning``."""
+    """Raise unless ``tensor`` is a tensor of exactly the shape ``wanted``, described by ``meaning``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {_kind(tensor)}; wanted a tensor of shape {tuple(wanted)}, {meaning}.")
     if tuple(tensor.shape) != tuple(wanted):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {tuple(wanted)}, {meaning}.")
 
