@@ -504,7 +504,8 @@ def comp_sum_minimal_risk(probability: Tensor, *, tau: float) -> Tensor:
     check_in_range("tau", tau, 0.0)
     dim = 0 if probability.ndim == 1 else 1
     if tau == 1:
-        return torch.special.entr(probability).sum(dim)
+        entropy: Tensor = torch.special.entr(probability).sum(dim)
+        return entropy
     if tau >= 2:
         return (1 - probability.amax(dim)) / (tau - 1)
     log_sum = torch.logsumexp(probability.log() / (2 - tau), dim)
@@ -536,7 +537,7 @@ def _as_tensor(name: str, value: object, high: float) -> Tensor:
 def _as_came(value: Tensor, like: Numbers) -> Numbers:
     if isinstance(like, Tensor):
         return value
-    as_came: Any = value.numpy() if isinstance(like, np.ndarray) else value.item()
+    as_came: Any = value.numpy() if isinstance(like, np.ndarray) or value.ndim else value.item()
     return as_came  # type: ignore[no-any-return]
 
 

@@ -230,6 +230,68 @@ def _bundled() -> tuple[Candidate, ...]:
             paper="comp_sum",
         ),
         Candidate(
+            "ldr_kl",
+            "Label-distributionally robust (LDR-KL)",
+            "between hinge, cross-entropy and a linear loss: hot, it tolerates wrong labels",
+            lambda output, target, parts: objectives.ldr_kl_loss(
+                output, target, temperature=parts["temperature"], margin=parts["margin"], normalize="softplus"
+            ),
+            space=(Dimension("temperature", 0.1, 100.0, log=True), Dimension("margin", 0.0, 1.0)),
+            logits=lambda output, parts: objectives.normalize_logits(output, kind="softplus") / parts["temperature"],
+            paper="ldr",
+        ),
+        Candidate(
+            "logit_clip",
+            "Cross-entropy on clipped logits",
+            "bounded, so it tolerates wrong labels",
+            lambda output, target, parts: objectives.logit_clip_cross_entropy_loss(
+                output, target, max_norm=parts["max_norm"]
+            ),
+            space=(Dimension("max_norm", 0.2, 20.0, log=True),),
+            logits=lambda output, parts: objectives.clip_logits(output, max_norm=parts["max_norm"]),
+            paper="logit_clip",
+        ),
+        Candidate(
+            "encouraging",
+            "Encouraging loss",
+            "well-classified rows keep learning",
+            lambda output, target, parts: objectives.encouraging_loss(output, target, log_end=parts["log_end"]),
+            space=(Dimension("log_end", 0.25, 1.0),),
+            paper="encouraging_loss",
+        ),
+        Candidate(
+            "any_f1",
+            "AnyLoss of F1",
+            "F1 itself, made differentiable: for rare positives",
+            lambda output, target, parts: objectives.any_loss(
+                _log_odds(output), target.to(output.dtype), metric="fbeta", slope=parts["slope"]
+            ),
+            tasks=("binary",),
+            space=(Dimension("slope", 5.0, 100.0, log=True),),
+            paper="anyloss",
+        ),
+        Candidate(
+            "dice",
+            "Dice loss",
+            "F1 of the batch with probabilities for counts: for rare positives",
+            lambda output, target, parts: objectives.nlp_dice_loss(
+                _log_odds(output), target.to(output.dtype), smooth=parts["smooth"]
+            ),
+            tasks=("binary",),
+            space=(Dimension("smooth", 0.1, 10.0, log=True),),
+            paper="dice_nlp",
+        ),
+        Candidate(
+            "self_adjusting_dice",
+            "Self-adjusting Dice loss",
+            "Dice by row, easy rows damped",
+            lambda output, target, parts: objectives.self_adjusting_dice_loss(
+                output, target, alpha=parts["alpha"], smooth=parts["smooth"]
+            ),
+            space=(Dimension("alpha", 0.0, 1.0), Dimension("smooth", 0.01, 2.0, log=True)),
+            paper="dice_nlp",
+        ),
+        Candidate(
             "symmetric_cross_entropy",
             "Symmetric cross-entropy",
             "cross-entropy plus its reverse: tolerates wrong labels",
@@ -378,7 +440,29 @@ def _bundled() -> tuple[Candidate, ...]:
             paper="asymmetric_loss",
             auto=lambda labels: "made for several labels at once, most of them negative",
         ),
+        Candidate(
+            "any_f1",
+            "AnyLoss of F1",
+            "F1 over all labels, made differentiable",
+            lambda output, target, parts: objectives.any_loss(output, target, metric="fbeta", slope=parts["slope"]),
+            tasks=("multilabel",),
+            space=(Dimension("slope", 5.0, 100.0, log=True),),
+            paper="anyloss",
+        ),
+        Candidate(
+            "dice",
+            "Dice loss",
+            "F1 of the batch with probabilities for counts",
+            lambda output, target, parts: objectives.nlp_dice_loss(output, target, smooth=parts["smooth"]),
+            tasks=("multilabel",),
+            space=(Dimension("smooth", 0.1, 10.0, log=True),),
+            paper="dice_nlp",
+        ),
     )
+
+
+def _log_odds(output: Tensor) -> Tensor:
+    return output[:, 1] - output[:, 0]
 
 
 def _ldam(output: Tensor, target: Tensor, parts: Parts) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LOG_HALF = -math.log(2.0)
@@ -64,3 +65,10 @@ def safe_sqrt(x: Tensor) -> Tensor:
 def safe_norm(x: Tensor, dim: int) -> Tensor:
     """Euclidean norm along ``dim`` whose gradient at the zero vector is 0, not NaN."""
     return safe_sqrt(x.square().sum(dim))
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    """Log of log(1 + exp(x)): finite far below 0 too, where softplus itself underflows."""
+    low = x < -15  # there softplus is u - u^2/2 + u^3/3 for u = exp(x), to the last bit of float64
+    u = torch.where(low, x, -15.0).exp()
+    return torch.where(low, x - u / 2 + 5 * u.square() / 24, torch.log(-F.logsigmoid(-torch.where(low, 0.0, x))))

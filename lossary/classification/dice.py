@@ -1,0 +1,434 @@
+"""Dice losses for imbalanced text tasks: F1 made smooth, per example or of the whole set, easy examples damped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lossary.core import checks
+from lossary.core.checks import check_in_range
+from lossary.core.numerics import exp_scaled
+from lossary.core.objective import BatchObjective, Kind, Objective, objective
+from lossary.core.ranks import sum_over_ranks
+from lossary.core.rows import LabelEntries, class_rows, label_entries
+from lossary.core.types import Reduction
+
+
+@objective(Kind.CLASSES)
+def self_adjusting_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    alpha: Tensor | float = 0.0,
+    smooth: Tensor | float = 1e-4,
+    square_denominator: bool = True,
+    variant: Literal["official", "paper"] = "official",
+    binary: bool | None = None,
+    ohem_ratio: float = 0.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+    gather: bool = False,
+) -> Tensor:
+    r"""Dice loss on probabilities that are damped where they are high already (DSC).
+
+    Reach for it to fine-tune a tagger or matcher that is judged by F1 where nearly everything is negative, with a small
+    ``alpha`` (0.01). From scratch it may collapse: beyond p = 1 / (1 + alpha) it pushes an easy positive down.
+    :func:`nlp_dice_loss` is the safer choice for yes/no tasks.
+
+    Formula:
+        .. math:: f = (1 - p)^\alpha p, \quad L_i = \sum_k 1 - \frac{2 f_{ik} y_{ik} + s}{f_{ik}^2 + y_{ik}^2 + s}
+
+        for classes; f and y are not squared in the paper and without ``square_denominator``. In the latter case the
+        denominators of the official form are sums over the batch, so that they change little with one row. For yes/no
+        labels the official form is one score of the whole set, :math:`1 - \frac{2 \sum f y + s}{\sum f^2 + \sum y^2 +
+        s}`, the paper's the mean of each entry's.
+
+    Args:
+        input: Logits of classes, or of one yes/no label a row.
+        target: Class indices or probabilities; for yes/no labels 0 or 1.
+        mask: 1 for rows that count, 0 for padding. Padding has the loss 0 (in the squared form) but stays in the
+            divisor of ``mean``; rows of ``ignore_index`` do not.
+        alpha: How strongly high probabilities are damped, at least 0; 0 is plain Dice.
+        smooth: Added to numerator and denominator, at least 0. The paper takes 1; small values have steep gradients
+            near p = 0.
+        square_denominator: Whether the official form squares f and y below; the paper's never does.
+        variant: ``official`` (the public code) or ``paper``.
+        binary: Whether this is one yes/no label a row; None: it is for one column, and for ``(N,)`` with targets
+            ``(N,)``.
+        ohem_ratio: Hard negatives kept for each positive; 0 keeps all. Of yes/no labels the most probable ratio x
+            positives negatives; of classes, for each of them, the most probable ratio x positives / C of the rows that
+            are taken for it, and all if that is below 1.
+        weight: Class weights of the label.
+        ignore_index: Label of rows that count for nothing.
+        sample_weight: Weights of rows.
+        reduction: ``none``, ``mean`` or ``sum``; the official form of yes/no labels is one value in any case.
+        normalizer: Divisor in place of the one of ``mean``; not for the official form of yes/no labels.
+        gather: Whether sums over the batch go over all ranks of a distributed run, with gradients; else each rank has
+            its own. ``ohem_ratio`` looks at the rank's batch.
+
+    Shape:
+        - input: ``(N, C, ...)`` or ``(C,)``; for yes/no labels ``(N, 1)`` or ``(N,)``; floating point.
+        - target: ``(N, ...)`` integer, or ``(N, C, ...)`` floating point; for yes/no labels as input.
+        - mask: ``(N, ...)``; weight: ``(C,)``; sample_weight: ``(N, ...)``; normalizer: a number or ``()``.
+
+    Returns:
+        ``(N, ...)`` for ``none``, else ``()``; float32 for half-precision input. Empty or all-ignored ``mean`` is NaN
+        as in PyTorch, 0 if ``normalizer`` is given; all masked is 0.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, label, probability, ``alpha``, ``smooth``, ``variant``, ``ohem_ratio`` or reduction is
+            wrong.
+
+    Example:
+        >>> input = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+        >>> self_adjusting_dice_loss(input, torch.tensor([0, 2]), alpha=0.01, smooth=1.0)
+        tensor(0.3194)
+
+    Source:
+        Li, Sun, Meng, Liang, Wu, Li: Dice Loss for Data-imbalanced NLP Tasks (ACL 2020, arXiv 1911.02855), equation
+        11. The public code defaults to sums that are not squared. Its mining of hard negatives is off by one for yes/no
+        labels and cannot run for classes; here it does what it says.
+    """
+    check_in_range("alpha", alpha, 0.0)
+    check_in_range("smooth", smooth, 0.0)
+    check_in_range("ohem_ratio", ohem_ratio, 0.0)
+    if variant not in ("official", "paper"):
+        raise ValueError(f"variant is {variant!r}; wanted 'official' or 'paper'.")
+    if _is_binary(input, target) if binary is None else binary:
+        if weight is not None or (normalizer is not None and variant == "official"):
+            raise ValueError("weight and normalizer are for classes, or the paper's variant: this is one set's value.")
+        checks.check_reduction(reduction)
+        entries, live = _yes_no(input, target, mask, ignore_index, sample_weight)
+        f, y = _damped(entries.log_p(), entries.log_not_p(), alpha), entries.target
+        if ohem_ratio > 0:
+            live = live & _hard(f.detach(), y > 0.5, live, ohem_ratio)
+        f, y = torch.where(live, f, 0.0), torch.where(live, y, 0.0)
+        if variant == "paper":
+            return entries.reduce(1 - _dice(f, y, f + y, smooth), reduction=reduction, normalizer=normalizer)
+        sizes = f.square() + y.square() if square_denominator else f + y
+        return 1 - _set_dice(entries, f, y, sizes, smooth, gather)
+
+    rows = class_rows(input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight)
+    live = torch.ones_like(rows.logits, dtype=torch.bool) if rows.keep is None else rows.keep.unsqueeze(rows.dim)
+    if mask is not None:
+        checks.check_shape("mask", mask, rows.logits.select(rows.dim, 0).shape, "1 for rows that count, 0 for padding")
+        live = live & (mask > 0.5).unsqueeze(rows.dim)
+    damped = not (isinstance(alpha, int | float) and alpha == 0)
+    f = _damped(rows.log_softmax(), rows.log_miss_of_all() if damped else rows.logits, alpha)
+    y = rows.is_label().to(f.dtype) if rows.probability is None else rows.probability
+    if ohem_ratio > 0:
+        live = live & _hard_of_classes(f.detach(), rows.log_softmax(), y > 0.5, live, ohem_ratio, rows.dim)
+    f, y = torch.where(live, f, 0.0), torch.where(live, y, 0.0)
+    if variant == "paper":
+        sizes = f + y
+    elif square_denominator:
+        sizes = f.square() + y.square()
+    else:
+        axes = [axis for axis in range(f.ndim) if axis != rows.dim]
+        sizes = (f + y).sum(axes, keepdim=True) if axes else f + y
+        sizes = sum_over_ranks(sizes) if gather else sizes
+    loss = (1 - _dice(f, y, sizes, smooth)).sum(rows.dim)
+    if rows.probability is None:
+        loss = rows.label_weight() * loss
+    elif weight is not None:
+        loss = (rows.probability * rows.per_class(weight)).sum(rows.dim) * loss
+    return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
+
+
+class SelfAdjustingDiceLoss(Objective):
+    """Dice loss with high probabilities damped; module form of :func:`self_adjusting_dice_loss`.
+
+    Example:
+        >>> loss = SelfAdjustingDiceLoss(alpha=0.01, smooth=1.0)
+        >>> loss(torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]]), torch.tensor([0, 2]))
+        tensor(0.3194)
+    """
+
+    function = self_adjusting_dice_loss
+
+    def __init__(
+        self,
+        alpha: Tensor | float = 0.0,
+        smooth: Tensor | float = 1e-4,
+        *,
+        square_denominator: bool = True,
+        variant: Literal["official", "paper"] = "official",
+        binary: bool | None = None,
+        ohem_ratio: float = 0.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        gather: bool = False,
+    ) -> None:
+        super().__init__(
+            alpha=alpha,
+            smooth=smooth,
+            square_denominator=square_denominator,
+            variant=variant,
+            binary=binary,
+            ohem_ratio=ohem_ratio,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            gather=gather,
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        normalizer: Tensor | float | None = None,
+    ) -> Tensor:
+        """The objective on ``input`` and ``target``.
+
+        Args:
+            input: Logits.
+            target: Targets.
+            mask: 1 for rows that count, 0 for padding.
+            sample_weight: One weight for each row.
+            normalizer: Divisor of ``mean`` and ``sum`` in place of their own.
+        """
+        return self_adjusting_dice_loss(
+            input,
+            target,
+            mask,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            **self.hyperparameters(),
+        )
+
+
+@objective(Kind.LABELS, batch_level=True)
+def nlp_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    smooth: Tensor | float = 1.0,
+    sample_weight: Tensor | None = None,
+    gather: bool = False,
+) -> Tensor:
+    r"""Dice loss of the whole set with squares below, as in V-Net.
+
+    Reach for it for yes/no tasks with few positives that are judged by F1, in batches that hold some. Probabilities
+    want calibration.
+
+    Formula:
+        .. math:: L = 1 - \frac{2 \sum_i p_i y_i + s}{\sum_i p_i^2 + \sum_i y_i^2 + s}
+
+    Args:
+        input: Logits.
+        target: Yes/no targets.
+        smooth: Added to numerator and denominator, at least 0.
+        sample_weight: Weights of entries or rows, in the sums.
+        gather: Whether the sums go over all ranks of a distributed run, with gradients; else each rank has its own.
+
+    Shape:
+        - input, target: the same, any shape; floating point, target in [0, 1].
+        - sample_weight: as input, or ``(N,)``.
+
+    Returns:
+        ``()``; float32 for half-precision input; 0 for an empty set.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, target or ``smooth`` is wrong.
+
+    Example:
+        >>> nlp_dice_loss(torch.tensor([2.0, -1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor(0.1086)
+
+    Source:
+        Li et al. (ACL 2020, arXiv 1911.02855), equation 7, after Milletari, Navab, Ahmadi (arXiv 1606.04797).
+    """
+    check_in_range("smooth", smooth, 0.0)
+    entries = label_entries(input, target, sample_weight=sample_weight)
+    p, y = entries.logits.sigmoid(), entries.target
+    return 1 - _set_dice(entries, p, y, p.square() + y.square(), smooth, gather)
+
+
+class NLPDiceLoss(BatchObjective):
+    """Dice loss of the whole set with squares below; module form of :func:`nlp_dice_loss`.
+
+    Example:
+        >>> NLPDiceLoss()(torch.tensor([2.0, -1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor(0.1086)
+    """
+
+    function = nlp_dice_loss
+
+    def __init__(self, smooth: Tensor | float = 1.0, *, gather: bool = False) -> None:
+        super().__init__(smooth=smooth, gather=gather)
+
+
+@objective(Kind.LABELS, batch_level=True)
+def tversky_nlp_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: Tensor | float = 0.5,
+    beta: Tensor | float = 0.5,
+    smooth: Tensor | float = 1.0,
+    sample_weight: Tensor | None = None,
+    gather: bool = False,
+) -> Tensor:
+    r"""Tversky loss of the whole set: Dice loss that tells false positives from false negatives.
+
+    Reach for it where one kind of error costs more: ``alpha`` for false positives, ``beta`` for false negatives.
+
+    Formula:
+        .. math:: L = 1 - \frac{\sum p y + s}{\sum p y + \alpha \sum p (1 - y) + \beta \sum (1 - p) y + s}
+
+        With both at 1/2 the Dice loss without squares, smoothed by 2 s.
+
+    Args:
+        input: Logits.
+        target: Yes/no targets.
+        alpha: Cost of false positives, at least 0.
+        beta: Cost of false negatives, at least 0.
+        smooth: Added to numerator and denominator, at least 0.
+        sample_weight: Weights of entries or rows, in the sums.
+        gather: Whether the sums go over all ranks of a distributed run, with gradients; else each rank has its own.
+
+    Shape:
+        - input, target: the same, any shape; floating point, target in [0, 1].
+        - sample_weight: as input, or ``(N,)``.
+
+    Returns:
+        ``()``; float32 for half-precision input; 0 for an empty set.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, target, ``alpha``, ``beta`` or ``smooth`` is wrong.
+
+    Example:
+        >>> tversky_nlp_loss(torch.tensor([2.0, -1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor(0.1910)
+
+    Source:
+        Li et al. (ACL 2020, arXiv 1911.02855), equation 9, after Tversky (1977).
+    """
+    check_in_range("alpha", alpha, 0.0)
+    check_in_range("beta", beta, 0.0)
+    check_in_range("smooth", smooth, 0.0)
+    entries = label_entries(input, target, sample_weight=sample_weight)
+    p, not_p, y = entries.logits.sigmoid(), (-entries.logits).sigmoid(), entries.target
+    hits, wrong, missed = _totals(entries, gather, p * y, p * (1 - y), not_p * y)
+    return 1 - _ratio(hits + smooth, hits + alpha * wrong + beta * missed + smooth)
+
+
+class TverskyNLPLoss(BatchObjective):
+    """Dice loss that tells false positives from false negatives; module form of :func:`tversky_nlp_loss`.
+
+    Example:
+        >>> TverskyNLPLoss(0.3, 0.7)(torch.tensor([2.0, -1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor(0.1431)
+    """
+
+    function = tversky_nlp_loss
+
+    def __init__(
+        self,
+        alpha: Tensor | float = 0.5,
+        beta: Tensor | float = 0.5,
+        smooth: Tensor | float = 1.0,
+        *,
+        gather: bool = False,
+    ) -> None:
+        super().__init__(alpha=alpha, beta=beta, smooth=smooth, gather=gather)
+
+
+def _damped(log_p: Tensor, log_miss: Tensor, alpha: Tensor | float) -> Tensor:
+    """(1 - p)^alpha p."""
+    return exp_scaled(log_miss, alpha) * log_p.exp()
+
+
+def _dice(f: Tensor, y: Tensor, sizes: Tensor, smooth: Tensor | float) -> Tensor:
+    return _ratio(2 * f * y + smooth, sizes + smooth)
+
+
+def _set_dice(
+    entries: LabelEntries, f: Tensor, y: Tensor, sizes: Tensor, smooth: Tensor | float, gather: bool
+) -> Tensor:
+    common, both = _totals(entries, gather, f * y, sizes)
+    return _ratio(2 * common + smooth, both + smooth)
+
+
+def _totals(entries: LabelEntries, gather: bool, *values: Tensor) -> tuple[Tensor, ...]:
+    """Weighted sums over the set, or over the sets of all ranks."""
+    totals = torch.stack([entries.reduce(value, reduction="sum", normalizer=None) for value in values])
+    return (sum_over_ranks(totals) if gather else totals).unbind()
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """A share; 1 of nothing, where nothing is smoothed and nothing there."""
+    nothing = whole == 0
+    return torch.where(nothing, 1.0, part / torch.where(nothing, 1.0, whole))
+
+
+def _hard(score: Tensor, positive: Tensor, live: Tensor, ratio: float) -> Tensor:
+    """Positives and the most probable negatives, ``ratio`` for each positive."""
+    count = (ratio * (positive & live).sum()).floor()
+    negative = live & ~positive
+    order = torch.where(negative, score, -1.0).flatten().argsort(descending=True, stable=True)
+    rank = order.argsort().reshape(score.shape)
+    return positive | (rank < count)
+
+
+def _hard_of_classes(score: Tensor, log_p: Tensor, positive: Tensor, live: Tensor, ratio: float, dim: int) -> Tensor:
+    """For each class its positives and the hardest rows that are taken for it; all where a class gets none."""
+    live = live.expand(score.shape)
+    flat = [tensor.movedim(dim, 0).flatten(1) for tensor in (score, positive, live)]  # (C, rows)
+    scores, positives, lives = flat
+    count = (ratio * (positives & lives).sum(1, keepdim=True) / len(scores)).floor()
+    negative = lives & ~positives
+    order = torch.where(negative, scores, -1.0).argsort(dim=1, descending=True, stable=True)
+    predicted = log_p.argmax(dim, keepdim=True) == torch.arange(len(scores), device=score.device).reshape(
+        [-1] + [1] * (score.ndim - 1 - dim)
+    )
+    hard = (order.argsort(dim=1) < count) & predicted.movedim(dim, 0).flatten(1)
+    kept = positives | hard | (count < 1)
+    return kept.reshape(score.movedim(dim, 0).shape).movedim(0, dim)
+
+
+def _is_binary(input: Tensor, target: Tensor) -> bool:
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        return False
+    one_column = input.ndim == 2 and input.shape[1] == 1
+    return (input.ndim == 1 and target.shape == input.shape) or one_column
+
+
+def _yes_no(
+    input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int, sample_weight: Tensor | None
+) -> tuple[LabelEntries, Tensor]:
+    """Entries, and which of them count."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
+    if input.ndim == 2 and input.shape[1:] == (1,) and target.shape == input.shape[:1]:
+        target = target.unsqueeze(1)
+    checks.check_shape("target", target, input.shape, "a yes/no target for each logit of input")
+    keep = target != ignore_index
+    labels = torch.where(keep, target, 0)
+    labels = labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.to(torch.float32)
+    shape = input.shape
+    if sample_weight is not None and sample_weight.shape == shape[:1]:
+        sample_weight = sample_weight.reshape([-1] + [1] * (input.ndim - 1))
+    kept = keep.to(input.dtype)
+    weight = kept if sample_weight is None else kept * sample_weight
+    entries = label_entries(torch.where(keep, input, 0.0), labels, sample_weight=weight)
+    live = keep
+    if mask is not None:
+        if mask.shape == shape[:1]:
+            mask = mask.reshape([-1] + [1] * (input.ndim - 1))
+        checks.check_shape("mask", mask, shape, "1 for entries that count, 0 for padding")
+        live = live & (mask > 0.5)
+    return entries, live
