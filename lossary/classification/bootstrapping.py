@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,7 @@ class DynamicBootstrappingLoss(Objective):
 
 @objective(
     Kind.CLASSES,
-    example=lambda num_classes: {"lam": 0.4, "mode": "hard"},
+    example=lambda num_classes: {"mode": "hard"},
     arguments=lambda input, target: _mixed_with_itself(input, target),
 )
 def dynamic_bootstrapping_mixup_loss(
@@ -612,7 +612,7 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"mode is {mode!r}; wanted 'hard' or 'soft'.")
 
 
-def _mixed_with_itself(input: Tensor, target: Tensor) -> dict[str, Tensor]:
+def _mixed_with_itself(input: Tensor, target: Tensor) -> dict[str, Any]:
     """Rows as the mixture of each example with itself, for the contract."""
     if input.ndim == 1:
         input, target = input[None], target[None]
@@ -622,4 +622,5 @@ def _mixed_with_itself(input: Tensor, target: Tensor) -> dict[str, Tensor]:
         "clean_logits": input.detach(),
         "noise_probability": torch.full_like(input[:, 0], 0.3, dtype=torch.float64),
         "index": torch.arange(len(input), device=input.device),
+        "lam": 0.4,
     }

@@ -110,6 +110,19 @@ def test_mixup_form(batch: tuple[Tensor, ...], mode: str, lam: float) -> None:
     torch.testing.assert_close(rows, shares * single(torch.arange(size)) + (1 - shares) * single(index))
 
 
+def test_shares_by_vmap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    input, clean = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    target, wrong, index = torch.tensor([0, 1, 2, 1]), torch.rand(4, generator=generator), torch.tensor([2, 3, 1, 0])
+    shares = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+
+    def loss(lam: Tensor | float) -> Tensor:
+        return dynamic_bootstrapping_mixup_loss(input, target, clean, wrong, index, lam=lam)
+
+    alone = torch.stack([loss(float(lam)) for lam in shares])
+    torch.testing.assert_close(torch.func.vmap(loss)(shares), alone)
+
+
 @given(seeded_batches())
 def test_prior_is_a_divergence(batch: Batch) -> None:
     generator, input, _ = batch
