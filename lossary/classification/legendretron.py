@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossary.core import checks
-from lossary.core.estimator import Classifier
+from lossary.core.estimator import Classifier, class_labels, table
 
 Array = npt.NDArray[Any]
 _LEAST_SCALE = 0.001
@@ -486,9 +486,8 @@ class LegendreTronClassifier(Classifier):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to features ``(n, d)`` and labels ``(n,)``."""
-        features, labels = _table(X), np.asarray(y)
-        if labels.shape != features.shape[:1]:
-            raise ValueError(f"y has shape {labels.shape}; wanted a label for each of the {len(features)} rows of X.")
+        features = table(X)
+        labels = class_labels(y, len(features))
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class, {self.classes_[0]!r}; wanted two or more.")
@@ -521,7 +520,7 @@ class LegendreTronClassifier(Classifier):
     def predict_proba(self, X: Any) -> Array:
         """Probabilities ``(n, C)``, columns in the order of ``classes_``."""
         self._check_fitted()
-        features = _table(X)
+        features = table(X)
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {features.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
@@ -532,12 +531,3 @@ class LegendreTronClassifier(Classifier):
     def predict_log_proba(self, X: Any) -> Array:
         """Logarithms of :meth:`predict_proba`."""
         return np.asarray(np.log(self.predict_proba(X)))
-
-
-def _table(X: Any) -> Array:
-    features = np.asarray(X, dtype=np.float64)
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"X has shape {features.shape}; wanted (n, d), one row or more. Reshape your data.")
-    if not np.isfinite(features).all():
-        raise ValueError("X contains NaN or infinity; wanted finite numbers.")
-    return features

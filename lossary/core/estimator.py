@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -48,10 +49,7 @@ class Estimator:
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
-            try:
-                error: type[Exception] = optional("sklearn.exceptions", needed_by="this").NotFittedError
-            except ImportError:
-                error = ValueError
+            error = _exception("NotFittedError", ValueError)
             raise error(f"This {type(self).__name__} is not fitted yet; call fit first.")
 
 
@@ -82,3 +80,56 @@ class Classifier(Estimator):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy."""
         return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
+
+
+def table(X: Any) -> Array:
+    """Features ``(n, d)`` float64.
+
+    Raises:
+        ValueError: X is not two-dimensional, has no rows or columns, is sparse or complex, or holds a NaN or infinity.
+    """
+    if hasattr(X, "toarray"):
+        raise ValueError("Sparse input is not supported; wanted a dense array (X.toarray()).")
+    given = np.asarray(X)
+    if given.dtype.kind == "c":
+        raise ValueError("Complex data not supported; wanted real numbers.")
+    features = given.astype(np.float64)
+    if features.ndim != 2:
+        raise ValueError(f"X has shape {features.shape}; wanted (n, d). Reshape your data.")
+    rows, columns = features.shape
+    if 0 in features.shape:
+        raise ValueError(
+            f"{rows} sample(s), {columns} feature(s) (shape={features.shape}) while a minimum of 1 is required."
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("X contains NaN or infinity; wanted finite numbers.")
+    return features
+
+
+def class_labels(y: Any, rows: int) -> Array:
+    """Class labels ``(n,)`` of any type; a column ``(n, 1)`` is flattened with a warning.
+
+    Raises:
+        ValueError: y is missing, has another shape, or holds numbers that are no labels.
+    """
+    if y is None:
+        raise ValueError("The classifier requires y to be passed, but the target y is None.")
+    labels = np.asarray(y)
+    if labels.shape == (rows, 1):
+        message = "A column-vector y was passed when a 1d array was expected; wanted shape (n,), as of y.ravel()."
+        warnings.warn(message, _exception("DataConversionWarning", UserWarning), stacklevel=3)
+        labels = labels.ravel()
+    if labels.shape != (rows,):
+        raise ValueError(f"y has shape {labels.shape}; wanted a label for each of the {rows} rows of X.")
+    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
+        raise ValueError("Unknown label type: continuous numbers, NaN or infinity; wanted class labels.")
+    return labels
+
+
+def _exception(name: str, fallback: type[Any]) -> type[Any]:
+    """Scikit-learn's exception where it is installed: its callers look for the type."""
+    try:
+        found: type[Any] = getattr(optional("sklearn.exceptions", needed_by=name), name)
+    except ImportError:
+        return fallback
+    return found
