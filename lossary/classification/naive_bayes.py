@@ -270,6 +270,7 @@ def linear_evaluation_curve(
     Source:
         Zheng et al. (ICML 2023, arXiv 2302.02334), section 6.
     """
+    features, test_features = features.detach(), test_features.detach()
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     for size in sizes:
         if not classes <= size <= len(features):
@@ -339,7 +340,7 @@ def logistic_excess_bound(excess: Tensor | float, num_classes: int = 2) -> Tenso
 def _classes_in_turn(labels: Tensor, seed: int) -> Tensor:
     """A shuffle in which every class has come k times before any comes k + 2 times, as long as it lasts."""
     order = torch.randperm(len(labels), generator=seeding.generator(seed, "linear evaluation"))
-    shuffled = labels[order]
+    shuffled = labels.cpu()[order]
     rank = torch.zeros(len(labels), dtype=torch.long)
     for label in range(int(labels.max()) + 1):
         members = (shuffled == label).nonzero()[:, 0]
@@ -351,14 +352,14 @@ def _logistic(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
     if importlib.util.find_spec("sklearn"):
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=1.0, max_iter=1000).fit(x.numpy(), y.numpy())
-        return torch.from_numpy(model.predict(query.numpy()))
+        model = LogisticRegression(C=1.0, max_iter=1000).fit(x.cpu().numpy(), y.cpu().numpy())
+        return torch.from_numpy(model.predict(query.cpu().numpy())).to(query.device)
     return _logistic_by_torch(x, y, query)
 
 
 def _logistic_by_torch(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
     """The same objective: the sum of cross-entropies + |W|^2 / 2, the bias free."""
-    linear = nn.Linear(x.shape[1], int(y.max()) + 1, dtype=torch.float64)
+    linear = nn.Linear(x.shape[1], int(y.max()) + 1, dtype=torch.float64, device=x.device)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     x = x.double()
