@@ -24,7 +24,7 @@ CASES = [
 ]
 KNOWN_KEYS = {
     *("name", "call", "method", "init", "state", "training", "args", "kwargs", "inputs", "tensors", "calls", "steps"),
-    *("expected", "output_index", "rtol", "atol", "note", "batches"),
+    *("expected", "output_index", "rtol", "atol", "note", "batches", "grad_of"),
 }
 
 
