@@ -27,7 +27,7 @@ def memory_of(call: Callable[[], Any]) -> Memory:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = call()
     assert profile.profiler is not None
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profile.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     now = peak = largest = 0
     for _, change in sorted(changes, key=lambda event: event[0]):
