@@ -99,7 +99,7 @@ def partials(
 ) -> Tensor:
     """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
     head = prepare(input, linear_weight, linear_bias, target, weight)
-    return head.put_back(_sweep(names, head, options), 1)
+    return head.put_back(sweep(names, head, options), 1)
 
 
 def gradients(
@@ -127,7 +127,7 @@ def gradients(
         options: Options.
     """
     head = prepare(input, linear_weight, linear_bias, target, weight)
-    tiles = _Tiles(head, options)
+    tiles = Tiles(head, options)
     wide = head.input.dtype
     needs_input, needs_weight, needs_bias = needs
     coefficients = head.take(coefficients)
@@ -319,7 +319,7 @@ class _LinearRows:
         """Of rows whose target is too unlikely for float32, from their logits."""
         head = self.head
         few = head._replace(input=head.input[places], target=_given(head.target)[places], kept=None)
-        partial = _sweep(("log_prob",), few, self.options)
+        partial = sweep(("log_prob",), few, self.options)
         return state.statistics(("log_prob",), partial, None, True)[0]
 
 
@@ -328,7 +328,7 @@ def _given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-class _Tiles:
+class Tiles:
     """The tiles of a head in order, their logits in a buffer that is used again and again."""
 
     def __init__(self, head: Head, options: Options) -> None:
@@ -381,8 +381,9 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: Option
     return out
 
 
-def _sweep(names: Sequence[str], head: Head, options: Options) -> Tensor:
-    tiles = _Tiles(head, options)
+def sweep(names: Sequence[str], head: Head, options: Options) -> Tensor:
+    """What is kept of each row that is there, over the whole vocabulary: :class:`state.Partial` ``(8, N)``."""
+    tiles = Tiles(head, options)
     merged = _nothing_seen(head)
     waiting = merged.new_empty(_MERGE_EVERY, *merged.shape)
     for block, columns in enumerate(tiles.vocab_blocks()):
@@ -401,7 +402,7 @@ def _nothing_seen(head: Head) -> Tensor:
     return partial
 
 
-def _partial_of_tile(names: Sequence[str], tiles: _Tiles, rows: slice, columns: slice) -> Tensor:
+def _partial_of_tile(names: Sequence[str], tiles: Tiles, rows: slice, columns: slice) -> Tensor:
     head = tiles.head
     z = tiles.logits(rows, columns)
     zero = z.new_zeros(len(z))
@@ -434,7 +435,7 @@ def _partial_of_tile(names: Sequence[str], tiles: _Tiles, rows: slice, columns: 
 
 
 def _gradient_of_tile(
-    names: Sequence[str], tiles: _Tiles, row: Coefficients, rows: slice, columns: slice
+    names: Sequence[str], tiles: Tiles, row: Coefficients, rows: slice, columns: slice
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of a tile's logits before the cap, and the columns that are worth multiplying (None: all)."""
     head, options = tiles.head, tiles.options
@@ -573,7 +574,7 @@ def top(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` largest logits of each row and their places, both ``(N, k)``, largest first."""
     head = prepare(input, linear_weight, linear_bias, None, None)
-    tiles = _Tiles(head, options)
+    tiles = Tiles(head, options)
     values = head.input.new_full((len(input), k), -math.inf)
     places = torch.zeros(len(input), k, dtype=torch.int64, device=input.device)
     for columns in tiles.vocab_blocks():
@@ -593,7 +594,7 @@ def sample(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, noi
     logits made again. Cumulative sums are in float64, so that blocks of any size draw alike.
     """
     head = prepare(input, linear_weight, linear_bias, None, None)
-    tiles = _Tiles(head, options)
+    tiles = Tiles(head, options)
     blocks = list(tiles.vocab_blocks())
     mass = head.input.new_empty(len(blocks), len(input), dtype=torch.float64)  # log of each block's mass
     for block, columns in enumerate(blocks):

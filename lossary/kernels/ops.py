@@ -33,7 +33,8 @@ def refusal(what: str) -> str:
     return f"The linear head has no {what}: backend='reference' has (and stores its logits)."
 
 
-def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an operator of the library ``lossary`` from its schema, kernel and fake kernel."""
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, without_autocast(kernel), "CompositeExplicitAutograd")
@@ -144,19 +145,19 @@ def _fake_value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Ten
     return torch.empty_like(rest[5]), *_fake_gradients(names, *rest)
 
 
-_partials_op = _define(f"head_partials(str[] names, {_HEAD}, {SCHEMA}) -> Tensor", _partials, _fake_partials)
-_gradients_op = _define(
+_partials_op = define(f"head_partials(str[] names, {_HEAD}, {SCHEMA}) -> Tensor", _partials, _fake_partials)
+_gradients_op = define(
     f"head_gradients(str[] names, {_HEAD}, Tensor coefficients, bool[] needs, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
     _gradients,
     _fake_gradients,
 )
-_value_and_gradients_op = _define(
+_value_and_gradients_op = define(
     f"head_value_and_gradients(str[] names, {_HEAD}, Tensor upstream, bool[] needs, {SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _value_and_gradients,
     _fake_value_and_gradients,
 )
-_logits_at_op = _define(
+_logits_at_op = define(
     "logits_at(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor index, float softcap, float temperature)"
     " -> Tensor",
     cpu.logits_at,
@@ -164,7 +165,7 @@ _logits_at_op = _define(
         index.shape, dtype=cpu.wide_dtype(input)
     ),
 )
-_logits_at_gradients_op = _define(
+_logits_at_gradients_op = define(
     "logits_at_gradients(Tensor input, Tensor linear_weight, Tensor index, Tensor gradient, bool[] needs)"
     " -> (Tensor, Tensor, Tensor)",
     cpu.logits_at_gradients,
@@ -174,7 +175,7 @@ _logits_at_gradients_op = _define(
         gradient.new_empty(linear_weight.shape[0] if needs[2] else 0),
     ),
 )
-top = _define(
+top = define(
     f"head_top(Tensor input, Tensor linear_weight, Tensor? linear_bias, int k, {SCHEMA}) -> (Tensor, Tensor)",
     lambda input, linear_weight, linear_bias, k, *options: cpu.top(
         input, linear_weight, linear_bias, k, Options(*options)
@@ -184,7 +185,7 @@ top = _define(
         input.new_empty(input.shape[0], k, dtype=torch.int64),
     ),
 )
-sample = _define(
+sample = define(
     f"head_sample(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor noise, {SCHEMA}) -> Tensor",
     lambda input, linear_weight, linear_bias, noise, *options: cpu.sample(
         input, linear_weight, linear_bias, noise, Options(*options)
@@ -231,7 +232,7 @@ class _Statistics(torch.autograd.Function):
         d_input, d_weight, d_bias = _untyped(_Gradients).apply(*head, coefficients, ctx.names, needs, ctx.options)
         if ctx.ranks is not None and needs[0] and ctx.ranks.reduce_input_grad:
             d_input = ctx.ranks.sum(d_input)
-        return *_where_needed(needs, d_input, d_weight, d_bias), *[None] * 6
+        return *where_needed(needs, d_input, d_weight, d_bias), *[None] * 6
 
 
 class _StatisticsEagerly(_Statistics):
@@ -320,7 +321,7 @@ class _WeightedSum(torch.autograd.Function):
                 ctx.names, gradient * upstream, partial, target_weight, True, ctx.options.temperature
             )
             gradients = _untyped(_Gradients).apply(*head, coefficients, ctx.names, ctx.needs, ctx.options)
-        return *_where_needed(ctx.needs_input_grad[:3], *gradients), None, None, d_upstream, None, None, None
+        return *where_needed(ctx.needs_input_grad[:3], *gradients), None, None, d_upstream, None, None, None
 
 
 class _WeightedSumEagerly(_WeightedSum):
@@ -387,7 +388,7 @@ class _LogitsAt(torch.autograd.Function):
             gradient = gradient * (1 - (logits * (ctx.temperature / ctx.softcap)).square())
         needs = ctx.needs_input_grad[:3]
         gradients = _untyped(_LogitsAtGradients).apply(input, linear_weight, index, gradient, needs)
-        d_input, d_weight, d_bias = _where_needed(needs, *gradients)
+        d_input, d_weight, d_bias = where_needed(needs, *gradients)
         return d_input, d_weight, None if d_bias is None else d_bias.to(linear_bias.dtype), None, None, None
 
 
@@ -422,7 +423,8 @@ class _LogitsAtGradients(torch.autograd.Function):
         raise RuntimeError(refusal("second derivative"))
 
 
-def _where_needed(needs: Sequence[bool], *gradients: Tensor) -> tuple[Tensor | None, ...]:
+def where_needed(needs: Sequence[bool], *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients that autograd asked for, None in place of the others."""
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
 
 
