@@ -108,7 +108,7 @@ def linear_cross_entropy(
     Example:
         >>> input, head = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.eye(3, 2)
         >>> linear_cross_entropy(input, head, torch.tensor([0, 2]))
-        tensor(1.3954)
+        tensor(1.3955)
 
     Source:
         Wijmans, Huval, Hertzberg, Koltun, Krähenbühl: Cut Your Losses in Large-Vocabulary Language Models (ICLR 2025,
