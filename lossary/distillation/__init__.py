@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from lossary.distillation.linear import (
+    linear_distillation,
+)
 from lossary.distillation.self_distillation import (
     OptimalRegularization,
     SelfDistillationLoss,
@@ -18,6 +21,7 @@ __all__ = [
     "OptimalRegularization",
     "SelfDistillationLoss",
     "expected_parameter_error",
+    "linear_distillation",
     "optimal_regularization",
     "optimal_xi",
     "ridge_self_distillation",

@@ -99,7 +99,7 @@ def partials(
 ) -> Tensor:
     """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
     head = prepare(input, linear_weight, linear_bias, target, weight)
-    return head.put_back(_sweep(names, head, options), 1)
+    return head.put_back(sweep(names, head, options), 1)
 
 
 def gradients(
@@ -127,8 +127,8 @@ def gradients(
         options: Options.
     """
     head = prepare(input, linear_weight, linear_bias, target, weight)
-    tiles = _Tiles(head, options)
-    wide, stored = head.input.dtype, linear_weight.dtype
+    tiles = Tiles(head, options)
+    wide = head.input.dtype
     needs_input, needs_weight, needs_bias = needs
     coefficients = head.take(coefficients)
     d_input = _Sum(head.input.shape if needs_input else (0,), wide, input, options.kahan)
@@ -217,14 +217,16 @@ def value_and_gradients(
         live = _live_columns(chunk, label, options) if options.filter_eps else None
         few = None if live is None else chunk[:, live]
         if needs_input:
-            of_input = few is not None and options.filter_input
-            torch.mm(*((few, linear_weight[live]) if of_input else (chunk, linear_weight)), out=d_input[rows])
+            if few is not None and options.filter_input:
+                torch.mm(few, linear_weight[live], out=d_input[rows])
+            else:
+                torch.mm(chunk, linear_weight, out=d_input[rows])
             d_input[rows].mul_(scale.unsqueeze(1))
         if needs_weight:
             scaled = hidden * scale.unsqueeze(1)
             if few is not None and options.filter_weight:
                 d_weight = d_weight.zero_() if start == 0 else d_weight
-                d_weight.index_add_(0, live, few.t() @ scaled)
+                d_weight.index_add_(0, _given(live), few.t() @ scaled)
             else:
                 torch.addmm(d_weight, chunk.t(), scaled, beta=0 if start == 0 else 1, out=d_weight)
         if needs_bias:
@@ -241,7 +243,7 @@ def value_and_gradients(
 def chunk_rows(num_rows: int, vocab: int, element_size: int) -> int:
     """Rows of a chunk: few enough to need a small share of all logits, many enough to amortise reading the weight."""
     limit = max(_CHUNK_BYTES // element_size, num_rows * vocab // 20)
-    return max(16, min(512, limit // max(vocab, 1)))
+    return max(16, min(512, limit // max(vocab, 1), num_rows // 8))
 
 
 class _LinearRows:
@@ -317,7 +319,7 @@ class _LinearRows:
         """Of rows whose target is too unlikely for float32, from their logits."""
         head = self.head
         few = head._replace(input=head.input[places], target=_given(head.target)[places], kept=None)
-        partial = _sweep(("log_prob",), few, self.options)
+        partial = sweep(("log_prob",), few, self.options)
         return state.statistics(("log_prob",), partial, None, True)[0]
 
 
@@ -326,13 +328,14 @@ def _given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-class _Tiles:
+class Tiles:
     """The tiles of a head in order, their logits in a buffer that is used again and again."""
 
     def __init__(self, head: Head, options: Options) -> None:
         self.head, self.options = head, options
-        self.rows = options.block_rows or BLOCK_ROWS
-        self._vocab = options.block_vocab or BLOCK_VOCAB
+        rows, vocab = len(head.input), len(head.linear_weight)
+        self.rows = options.block_rows or max(1, min(BLOCK_ROWS, rows))
+        self._vocab = options.block_vocab or max(1, min(BLOCK_VOCAB, -(-vocab // 4)))  # never all logits at once
         self._buffers: dict[str, Tensor] = {}
         self._weight = slice(-1, -1), head.linear_weight
 
@@ -378,8 +381,9 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: Option
     return out
 
 
-def _sweep(names: Sequence[str], head: Head, options: Options) -> Tensor:
-    tiles = _Tiles(head, options)
+def sweep(names: Sequence[str], head: Head, options: Options) -> Tensor:
+    """What is kept of each row that is there, over the whole vocabulary: :class:`state.Partial` ``(8, N)``."""
+    tiles = Tiles(head, options)
     merged = _nothing_seen(head)
     waiting = merged.new_empty(_MERGE_EVERY, *merged.shape)
     for block, columns in enumerate(tiles.vocab_blocks()):
@@ -398,7 +402,7 @@ def _nothing_seen(head: Head) -> Tensor:
     return partial
 
 
-def _partial_of_tile(names: Sequence[str], tiles: _Tiles, rows: slice, columns: slice) -> Tensor:
+def _partial_of_tile(names: Sequence[str], tiles: Tiles, rows: slice, columns: slice) -> Tensor:
     head = tiles.head
     z = tiles.logits(rows, columns)
     zero = z.new_zeros(len(z))
@@ -431,7 +435,7 @@ def _partial_of_tile(names: Sequence[str], tiles: _Tiles, rows: slice, columns: 
 
 
 def _gradient_of_tile(
-    names: Sequence[str], tiles: _Tiles, row: Coefficients, rows: slice, columns: slice
+    names: Sequence[str], tiles: Tiles, row: Coefficients, rows: slice, columns: slice
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of a tile's logits before the cap, and the columns that are worth multiplying (None: all)."""
     head, options = tiles.head, tiles.options
@@ -503,7 +507,8 @@ class _Sum:
         if self._lost is None and isinstance(rows, slice):
             self.value[rows].addmm_(x, y)
         elif self._lost is None:
-            self.value.index_add_(0, _given(rows), x @ y)
+            assert isinstance(rows, Tensor)
+            self.value.index_add_(0, rows, x @ y)
         else:
             assert rows is not None
             old = self.value[rows]
@@ -541,7 +546,7 @@ def logits_at_gradients(
     d_input = torch.empty_like(input if needs[0] else input[:0])
     d_weight = torch.zeros_like(linear_weight if needs[1] else linear_weight[:0])
     d_bias = gradient.new_zeros(len(linear_weight) if needs[2] else 0)
-    places, inverse = index.unique(return_inverse=True)
+    places, inverse = torch.unique(index, return_inverse=True)
     summed = gradient.new_zeros(len(places) if needs[1] else 0, input.shape[1])
     for rows in _gathered_rows(index, linear_weight):
         hidden, g = input[rows].to(wide), gradient[rows]
@@ -569,7 +574,7 @@ def top(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` largest logits of each row and their places, both ``(N, k)``, largest first."""
     head = prepare(input, linear_weight, linear_bias, None, None)
-    tiles = _Tiles(head, options)
+    tiles = Tiles(head, options)
     values = head.input.new_full((len(input), k), -math.inf)
     places = torch.zeros(len(input), k, dtype=torch.int64, device=input.device)
     for columns in tiles.vocab_blocks():
@@ -589,7 +594,7 @@ def sample(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, noi
     logits made again. Cumulative sums are in float64, so that blocks of any size draw alike.
     """
     head = prepare(input, linear_weight, linear_bias, None, None)
-    tiles = _Tiles(head, options)
+    tiles = Tiles(head, options)
     blocks = list(tiles.vocab_blocks())
     mass = head.input.new_empty(len(blocks), len(input), dtype=torch.float64)  # log of each block's mass
     for block, columns in enumerate(blocks):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossary.core import checks
-from lossary.kernels import ops, reference
+from lossary.kernels import reference
 from lossary.kernels.rows import Backend, head_rows
 
 if TYPE_CHECKING:

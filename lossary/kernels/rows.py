@@ -135,7 +135,8 @@ class HeadRows:
                 for name, c in coefficients.items()
             ]
             return self.reduce(torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer)
-        assert target is not None and self.keep is not None
+        assert target is not None
+        assert self.keep is not None
         wide = cpu.wide_dtype(input)
         share = self.keep.to(wide)
         if self._sample_weight is not None:
@@ -153,7 +154,7 @@ class HeadRows:
         )
         if normalizer is None and reduction == "mean":
             assert isinstance(divisor, Tensor)
-            total = torch.where(divisor == 0, math.nan, total)
+            total = total + torch.where(divisor == 0, math.nan, 0.0)
         if self._valid is not None:
             total = torch.where(self._valid.all(), total, math.nan)
         return total
@@ -417,8 +418,8 @@ def _check_target(target: Tensor, input: Tensor) -> None:
         raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
     if target.is_floating_point():
         raise ValueError(
-            f"target has dtype {target.dtype}: probabilities would be as large as the logits, which a linear head never "
-            "stores; wanted class indices (int64)."
+            f"target has dtype {target.dtype}: probabilities would be as large as the logits, which a linear head "
+            "never stores; wanted class indices (int64)."
         )
     if target.dtype == torch.bool or target.is_complex():
         raise TypeError(f"target has dtype {target.dtype}; wanted int64 class indices.")

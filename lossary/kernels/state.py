@@ -1,7 +1,7 @@
 """What a sweep over the vocabulary keeps of each row, and what follows from it.
 
-A sweep sees a block of logits at a time and keeps eight numbers for each row (:class:`Partial`). Partials of blocks, or of
-ranks that hold a part of the vocabulary each, merge into one; from the merged partial come the statistics
+A sweep sees a block of logits at a time and keeps eight numbers for each row (:class:`Partial`). Partials of blocks,
+or of ranks that hold a part of the vocabulary each, merge into one; from the merged partial come the statistics
 (:func:`statistics`), and from the gradients that reach these the few coefficients with which a second sweep forms the
 gradient of any logit (:func:`coefficients`).
 
@@ -44,7 +44,7 @@ class Partial(NamedTuple):
         moment: Sum of exp(z - maximum) (z - maximum) over the others.
         sum: Sum of z - maximum over the others.
         weighted: The same, weighted by class.
-        count: Number of the others.
+        number: Number of the others.
         mass: Their summed class weights.
         target: Logit of the target, -inf where it lies elsewhere.
     """
@@ -54,7 +54,7 @@ class Partial(NamedTuple):
     moment: Tensor
     sum: Tensor
     weighted: Tensor
-    count: Tensor
+    number: Tensor
     mass: Tensor
     target: Tensor
 
@@ -98,9 +98,9 @@ def merge(partials: Tensor) -> Tensor:
             maximum=maximum,
             total=(part.total * scale).sum(0),
             moment=(scale * (part.moment + part.total * offset)).sum(0),
-            sum=(part.sum + part.count * offset).sum(0),
+            sum=(part.sum + part.number * offset).sum(0),
             weighted=(part.weighted + part.mass * offset).sum(0),
-            count=part.count.sum(0),
+            number=part.number.sum(0),
             mass=part.mass.sum(0),
             target=part.target.amax(0),
         )
@@ -190,7 +190,7 @@ class _Row:
         self.partial = partial
         self.has_target = has_target
         self.maximum = partial.maximum
-        self.num_classes = partial.count + (1 if has_target else 0)
+        self.num_classes = partial.number + (1 if has_target else 0)
         self.log_total = torch.log(partial.total)
         if has_target:
             # log of the target's odds against all others

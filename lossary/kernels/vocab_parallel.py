@@ -21,8 +21,8 @@ from lossary.kernels.cpu import ELSEWHERE
 class VocabParallel:
     """Where this rank's part of the vocabulary lies.
 
-    Every rank of the group calls the objective with the same ``input`` and ``target``, and with its own rows of the head
-    and bias (class weights stay whole). All get the same value, and the whole gradient of ``input``.
+    Every rank of the group calls the objective with the same ``input`` and ``target``, and with its own rows of the
+    head and bias (class weights stay whole). All get the same value, and the whole gradient of ``input``.
 
     Attributes:
         vocab_size: Size of the whole vocabulary.
@@ -67,7 +67,7 @@ class VocabParallel:
         return (label >= self.start) & (label < self.stop)
 
     def merge(self, partial: Tensor) -> Tensor:
-        """This rank's partial ``(8, N)`` with those of the others."""
+        """A partial ``(8, N)`` merged with those of the other ranks."""
         return state.merge(self.gather(partial))
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -84,12 +84,14 @@ class VocabParallel:
 
     def sum_gradients(self, tensor: Tensor) -> Tensor:
         """The tensor itself, whose gradients are summed over ranks."""
-        result: Tensor = _SumGradients.apply(tensor, self) if self.reduce_input_grad else tensor
+        function: Any = _SumGradients
+        result: Tensor = function.apply(tensor, self) if self.reduce_input_grad else tensor
         return result
 
     def sum_values(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, whose gradient each rank has in full already."""
-        result: Tensor = _SumValues.apply(tensor, self)
+        function: Any = _SumValues
+        result: Tensor = function.apply(tensor, self)
         return result
 
 
@@ -126,8 +128,8 @@ def from_dtensor(weight: Any, bias: Any) -> tuple[Tensor, Tensor | None, VocabPa
     sharded = [place for place, placement in enumerate(weight.placements) if not placement.is_replicate()]
     if len(sharded) > 1 or any(not weight.placements[place].is_shard(0) for place in sharded):
         raise ValueError(
-            f"linear_weight is a DTensor placed as {weight.placements}; wanted Shard(0), over the vocabulary, along one "
-            "dimension of its mesh, and Replicate() along the others."
+            f"linear_weight is a DTensor placed as {weight.placements}; wanted Shard(0), over the vocabulary, along "
+            "one dimension of its mesh, and Replicate() along the others."
         )
     if isinstance(bias, DTensor):
         bias = bias.redistribute(placements=weight.placements).to_local()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lossary.core.checks import check_class_vector, check_in_range
@@ -73,6 +72,7 @@ def linear_focal_loss(
         ValueError: A shape, label, ``gamma`` or reduction is wrong.
 
     Example:
+        >>> import torch
         >>> linear_focal_loss(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
         tensor(0.1733)
 
@@ -106,6 +106,7 @@ class LinearFocalLoss(HeadObjective):
     """Focal loss of a head that never stores its logits; module form of :func:`linear_focal_loss`.
 
     Example:
+        >>> import torch
         >>> LinearFocalLoss()(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
         tensor(0.1733)
     """
@@ -193,6 +194,7 @@ def linear_poly1_cross_entropy_loss(
         ValueError: A shape, label or reduction is wrong.
 
     Example:
+        >>> import torch
         >>> linear_poly1_cross_entropy_loss(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
         tensor(1.1931)
 
@@ -221,6 +223,7 @@ class LinearPoly1CrossEntropyLoss(HeadObjective):
     """Cross-entropy plus ``epsilon`` times the miss; module form of :func:`linear_poly1_cross_entropy_loss`.
 
     Example:
+        >>> import torch
         >>> LinearPoly1CrossEntropyLoss(epsilon=1.0)(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
         tensor(1.1931)
     """
@@ -308,6 +311,7 @@ def linear_entropy_regularized_cross_entropy_loss(
         ValueError: A shape, label or reduction is wrong.
 
     Example:
+        >>> import torch
         >>> linear_entropy_regularized_cross_entropy_loss(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
         tensor(0.6238)
 
@@ -343,6 +347,7 @@ class LinearEntropyRegularizedCrossEntropyLoss(HeadObjective):
     """Cross-entropy that rewards entropy; module form of :func:`linear_entropy_regularized_cross_entropy_loss`.
 
     Example:
+        >>> import torch
         >>> loss = LinearEntropyRegularizedCrossEntropyLoss(entropy_weight=0.1)
         >>> loss(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
         tensor(0.6238)

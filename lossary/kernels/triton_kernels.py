@@ -1,0 +1,413 @@
+"""The Triton kernels of the linear head; :mod:`lossary.kernels.triton` launches them.
+
+Forward: a program takes a block of rows and a share of the vocabulary, and keeps the eight numbers of
+:class:`lossary.kernels.state.Partial` in registers; shares merge afterwards, without locks. Backward: tiles are made
+again, with the vocabulary sorted by mean logit so that the few likely entries share tiles, and a tile whose softmax is
+below ``filter_eps`` throughout is skipped.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _logits(
+    input_ptr,
+    weight_ptr,
+    bias_ptr,
+    row,
+    column,
+    row_ok,
+    column_ok,
+    width,
+    softcap,
+    scale,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """A tile of logits, after bias, cap and temperature."""
+    z = tl.zeros((BLOCK_ROWS, BLOCK_VOCAB), dtype=tl.float32)
+    for start in range(0, width, BLOCK_WIDTH):
+        at = start + tl.arange(0, BLOCK_WIDTH)
+        x = tl.load(
+            input_ptr + row[:, None] * width + at[None, :], mask=row_ok[:, None] & (at < width)[None, :], other=0.0
+        )
+        w = tl.load(
+            weight_ptr + column[:, None] * width + at[None, :],
+            mask=column_ok[:, None] & (at < width)[None, :],
+            other=0.0,
+        )
+        if WIDEN:
+            x = x.to(tl.float32)
+            w = w.to(tl.float32)
+        z += tl.dot(x, tl.trans(w), input_precision=PRECISION)
+    if HAS_BIAS:
+        z += tl.load(bias_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+    if HAS_CAP:
+        # tanh by exp, whose argument is never positive
+        magnitude = tl.abs(z / softcap)
+        shrunk = tl.exp(-2.0 * magnitude)
+        z = tl.where(z < 0, -1.0, 1.0) * softcap * (1.0 - shrunk) / (1.0 + shrunk)
+    return z * scale
+
+
+@triton.jit
+def _rows_of(kept_ptr, block, num_rows, HAS_KEPT: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Places of a block of rows, and which of them exist."""
+    place = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    ok = place < num_rows
+    if HAS_KEPT:
+        return tl.load(kept_ptr + place, mask=ok, other=0).to(tl.int64), ok
+    return place.to(tl.int64), ok
+
+
+@triton.jit
+def partials_kernel(
+    input_ptr,
+    weight_ptr,
+    bias_ptr,
+    target_ptr,
+    class_weight_ptr,
+    kept_ptr,
+    partial_ptr,
+    num_rows,
+    vocab,
+    width,
+    share,
+    softcap,
+    scale,
+    HAS_BIAS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_KEPT: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """What a block of rows keeps of a share of the vocabulary."""
+    row, row_ok = _rows_of(kept_ptr, tl.program_id(0), num_rows, HAS_KEPT, BLOCK_ROWS)
+    part = tl.program_id(1)
+    label = tl.full((BLOCK_ROWS,), -1, dtype=tl.int64)
+    if HAS_TARGET:
+        label = tl.load(target_ptr + row, mask=row_ok, other=-1)
+    infinity = float("inf")
+    maximum = tl.full((BLOCK_ROWS,), -infinity, dtype=tl.float32)
+    target = tl.full((BLOCK_ROWS,), -infinity, dtype=tl.float32)
+    total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    moment = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    spread = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    number = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    mass = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    for start in range(part * share, min((part + 1) * share, vocab), BLOCK_VOCAB):
+        column = (start + tl.arange(0, BLOCK_VOCAB)).to(tl.int64)
+        column_ok = column < min((part + 1) * share, vocab)
+        z = _logits(
+            input_ptr,
+            weight_ptr,
+            bias_ptr,
+            row,
+            column,
+            row_ok,
+            column_ok,
+            width,
+            softcap,
+            scale,
+            HAS_BIAS,
+            HAS_CAP,
+            WIDEN,
+            PRECISION,
+            BLOCK_ROWS,
+            BLOCK_VOCAB,
+            BLOCK_WIDTH,
+        )
+        is_label = column[None, :] == label[:, None]
+        other = column_ok[None, :] & (is_label == 0)
+        target = tl.maximum(target, tl.max(tl.where(is_label & column_ok[None, :], z, -infinity), axis=1))
+        z = tl.where(other, z, -infinity)
+        highest = tl.maximum(maximum, tl.max(z, axis=1))
+        before = tl.where(maximum == -infinity, 0.0, maximum)
+        now = tl.where(highest == -infinity, 0.0, highest)
+        scaling = tl.exp(maximum - now)
+        offset = before - now
+        d = z - now[:, None]
+        e = tl.exp(d)
+        if MOMENT:
+            moment = scaling * (moment + total * offset) + tl.sum(tl.where(e > 0, e * d, 0.0), axis=1)
+        if SPREAD:
+            spread += number * offset + tl.sum(tl.where(other, d, 0.0), axis=1)
+            if HAS_CLASS_WEIGHT:
+                w = tl.load(class_weight_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+                weighted += mass * offset + tl.sum(tl.where(other & (w != 0), w * d, 0.0), axis=1)
+                mass += tl.sum(tl.where(other, w, 0.0), axis=1)
+        number += tl.sum(tl.where(other, 1.0, 0.0), axis=1)
+        total = total * scaling + tl.sum(e, axis=1)
+        maximum = highest
+    out = partial_ptr + part * 8 * num_rows + tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    tl.store(out, maximum, mask=row_ok)
+    tl.store(out + num_rows, total, mask=row_ok)
+    tl.store(out + 2 * num_rows, moment, mask=row_ok)
+    tl.store(out + 3 * num_rows, spread, mask=row_ok)
+    tl.store(out + 4 * num_rows, weighted, mask=row_ok)
+    tl.store(out + 5 * num_rows, number, mask=row_ok)
+    tl.store(out + 6 * num_rows, mass, mask=row_ok)
+    tl.store(out + 7 * num_rows, target, mask=row_ok)
+
+
+@triton.jit
+def _gradient_of_tile(
+    input_ptr,
+    weight_ptr,
+    bias_ptr,
+    target_ptr,
+    class_weight_ptr,
+    coefficient_ptr,
+    row,
+    column,
+    row_ok,
+    column_ok,
+    all_rows,
+    width,
+    softcap,
+    scale,
+    HAS_BIAS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Gradient of a tile's logits before the cap, and the largest entry of |softmax - one-hot target| in the tile."""
+    z = _logits(
+        input_ptr,
+        weight_ptr,
+        bias_ptr,
+        row,
+        column,
+        row_ok,
+        column_ok,
+        width,
+        softcap,
+        scale,
+        HAS_BIAS,
+        HAS_CAP,
+        WIDEN,
+        PRECISION,
+        BLOCK_ROWS,
+        BLOCK_VOCAB,
+        BLOCK_WIDTH,
+    )
+    # Coefficients in the order of state.Coefficients
+    at = coefficient_ptr + row
+    maximum = tl.load(at, mask=row_ok, other=0.0)
+    constant = tl.load(at + all_rows, mask=row_ok, other=0.0)
+    probability = tl.load(at + 6 * all_rows, mask=row_ok, other=0.0)
+    ok = row_ok[:, None] & column_ok[None, :]
+    d = z - maximum[:, None]
+    is_label = tl.zeros((BLOCK_ROWS, BLOCK_VOCAB), dtype=tl.int1)
+    if HAS_TARGET:
+        label = tl.load(target_ptr + row, mask=row_ok, other=-1)
+        is_label = column[None, :] == label[:, None]
+    e = tl.where(ok & (is_label == 0), tl.exp(tl.where(is_label, 0.0, d)), 0.0)
+    if MOMENT:
+        slope = tl.load(at + 2 * all_rows, mask=row_ok, other=0.0)
+        gradient = e * (constant[:, None] + slope[:, None] * tl.where(e > 0, d, 0.0))
+    else:
+        gradient = e * constant[:, None]
+    softmax = e * probability[:, None]
+    if HAS_TARGET:
+        of_label = tl.load(at + 3 * all_rows, mask=row_ok, other=0.0)
+        miss = tl.load(at + 7 * all_rows, mask=row_ok, other=0.0)
+        gradient = tl.where(is_label & ok, of_label[:, None], gradient)
+        softmax = tl.where(is_label & ok, miss[:, None], softmax)
+    if SPREAD:
+        gradient += tl.load(at + 4 * all_rows, mask=row_ok, other=0.0)[:, None]
+        if HAS_CLASS_WEIGHT:
+            w = tl.load(class_weight_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+            gradient += tl.load(at + 5 * all_rows, mask=row_ok, other=0.0)[:, None] * w
+    if HAS_CAP:
+        ratio = z / (scale * softcap)
+        gradient *= 1.0 - ratio * ratio
+    return tl.where(ok, gradient, 0.0), tl.max(tl.max(softmax, axis=1), axis=0)
+
+
+@triton.jit
+def _add(out_ptr, lost_ptr, at, ok, term, KAHAN: tl.constexpr):
+    """Add to memory that this program alone writes; with Kahan's compensation if asked for."""
+    stored = out_ptr.dtype.element_ty
+    old = tl.load(out_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    if KAHAN:
+        # Every sum is rounded to the storage dtype; `lost` is what that took away.
+        term = term.to(stored).to(tl.float32) + tl.load(lost_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        term = term.to(stored).to(tl.float32)
+        new = (old + term).to(stored).to(tl.float32)
+        back = (new - old).to(stored).to(tl.float32)
+        lost = (old - (new - back).to(stored).to(tl.float32)) + (term - back)
+        tl.store(lost_ptr + at, lost.to(stored), mask=ok)
+        tl.store(out_ptr + at, new.to(stored), mask=ok)
+    else:
+        tl.store(out_ptr + at, (old + term).to(stored), mask=ok)
+
+
+@triton.jit
+def gradients_kernel(
+    input_ptr,
+    weight_ptr,
+    bias_ptr,
+    target_ptr,
+    class_weight_ptr,
+    kept_ptr,
+    order_ptr,
+    coefficient_ptr,
+    d_input_ptr,
+    d_weight_ptr,
+    d_bias_ptr,
+    lost_ptr,
+    num_rows,
+    all_rows,
+    vocab,
+    width,
+    softcap,
+    scale,
+    filter_eps,
+    HAS_BIAS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_KEPT: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    NEEDS_INPUT: tl.constexpr,
+    NEEDS_WEIGHT: tl.constexpr,
+    NEEDS_BIAS: tl.constexpr,
+    FILTER_INPUT: tl.constexpr,
+    FILTER_WEIGHT: tl.constexpr,
+    OWNER: tl.constexpr,
+    KAHAN: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Gradients from tiles made again.
+
+    OWNER 0: a program is one tile and adds by atomics. 1: it is a block of rows, loops over the vocabulary and owns
+    its part of the gradient of ``input``. 2: it is a block of the vocabulary, loops over rows and owns its part of the
+    gradients of the head.
+    """
+    row_blocks = tl.cdiv(num_rows, BLOCK_ROWS)
+    vocab_blocks = tl.cdiv(vocab, BLOCK_VOCAB)
+    first = tl.program_id(0)
+    if OWNER == 0:
+        steps = 1
+    elif OWNER == 1:
+        steps = vocab_blocks
+    else:
+        steps = row_blocks
+    for step in range(0, steps):
+        if OWNER == 0:
+            # Neighbours share rows of the head: eight blocks of rows in turn for each block of the vocabulary.
+            group = first // (8 * vocab_blocks)
+            height = min(row_blocks - group * 8, 8)
+            inner = first - group * 8 * vocab_blocks
+            row_block = group * 8 + inner % height
+            vocab_block = inner // height
+        elif OWNER == 1:
+            row_block = first
+            vocab_block = step
+        else:
+            row_block = step
+            vocab_block = first
+        row, row_ok = _rows_of(kept_ptr, row_block, num_rows, HAS_KEPT, BLOCK_ROWS)
+        place = vocab_block * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
+        column_ok = place < vocab
+        column = place.to(tl.int64)
+        if HAS_ORDER:
+            column = tl.load(order_ptr + place, mask=column_ok, other=0).to(tl.int64)
+        gradient, largest = _gradient_of_tile(
+            input_ptr,
+            weight_ptr,
+            bias_ptr,
+            target_ptr,
+            class_weight_ptr,
+            coefficient_ptr,
+            row,
+            column,
+            row_ok,
+            column_ok,
+            all_rows,
+            width,
+            softcap,
+            scale,
+            HAS_BIAS,
+            HAS_TARGET,
+            HAS_CLASS_WEIGHT,
+            HAS_CAP,
+            MOMENT,
+            SPREAD,
+            WIDEN,
+            PRECISION,
+            BLOCK_ROWS,
+            BLOCK_VOCAB,
+            BLOCK_WIDTH,
+        )
+        # `not (x < eps)` and not `x >= eps`: a NaN must reach the gradient.
+        live = largest < filter_eps
+        live = live == 0
+        if NEEDS_BIAS:
+            if live | (FILTER_WEIGHT == 0):
+                if OWNER == 2:
+                    _add(d_bias_ptr, lost_ptr, column, column_ok, tl.sum(gradient, axis=0), False)
+                else:
+                    tl.atomic_add(d_bias_ptr + column, tl.sum(gradient, axis=0), mask=column_ok)
+        if NEEDS_INPUT:
+            if live | (FILTER_INPUT == 0):
+                for start in range(0, width, BLOCK_WIDTH):
+                    at = start + tl.arange(0, BLOCK_WIDTH)
+                    w = tl.load(
+                        weight_ptr + column[:, None] * width + at[None, :],
+                        mask=column_ok[:, None] & (at < width)[None, :],
+                        other=0.0,
+                    )
+                    if WIDEN:
+                        w = w.to(tl.float32)
+                    term = tl.dot(gradient.to(w.dtype), w, input_precision=PRECISION)
+                    ok = row_ok[:, None] & (at < width)[None, :]
+                    if OWNER == 1:
+                        _add(d_input_ptr, lost_ptr, row[:, None] * width + at[None, :], ok, term, KAHAN)
+                    else:
+                        tl.atomic_add(d_input_ptr + row[:, None] * width + at[None, :], term, mask=ok)
+        if NEEDS_WEIGHT:
+            if live | (FILTER_WEIGHT == 0):
+                for start in range(0, width, BLOCK_WIDTH):
+                    at = start + tl.arange(0, BLOCK_WIDTH)
+                    x = tl.load(
+                        input_ptr + row[:, None] * width + at[None, :],
+                        mask=row_ok[:, None] & (at < width)[None, :],
+                        other=0.0,
+                    )
+                    if WIDEN:
+                        x = x.to(tl.float32)
+                    term = tl.dot(tl.trans(gradient.to(x.dtype)), x, input_precision=PRECISION)
+                    ok = column_ok[:, None] & (at < width)[None, :]
+                    if OWNER == 2:
+                        _add(d_weight_ptr, lost_ptr, column[:, None] * width + at[None, :], ok, term, KAHAN)
+                    else:
+                        tl.atomic_add(d_weight_ptr + column[:, None] * width + at[None, :], term, mask=ok)
