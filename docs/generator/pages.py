@@ -453,13 +453,13 @@ def _card(entry: Entry, page: str) -> str:
     return (
         f'<a class="card" href="{to}"><span class="picture" data-search-exclude>{picture(entry)}</span>'
         f'<span class="title">{html.escape(card.title)}</span>'
-        f'<span class="about">{html.escape(_without_markup(card.use_when))}</span>'
+        f'<span class="about">When {html.escape(_without_markup(card.use_when))}</span>'
         f"{_badge(entry)}</a>"
     )
 
 
 def _without_markup(text: str) -> str:
-    return wording.sentence_case(text.replace("`", "").replace("$", ""))
+    return text.replace("`", "").replace("$", "")
 
 
 def gallery(here: Sequence[Entry]) -> str:
@@ -499,7 +499,7 @@ def papers_index() -> str:
     ]
     for family in shelf.families():
         if family.papers:
-            parts += [f"## {family.title}", _papers_table(family, page), _to_come(family)]
+            parts += [f"## {family.title}", _papers_list(family, page), _to_come(family)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -507,16 +507,14 @@ def _verdict(verdict: str) -> str:
     return f'<span class="verdict {VERDICTS[verdict]}">{verdict}</span>'
 
 
-def _papers_table(family: Family, page: str) -> str:
-    if not family.here:
-        return ""
-    rows = [
-        f"| [{_cell(prose(entry.card.title))}]({_link(page, paper_page(entry.slug))}) | {entry.card.year} "
-        f"| {_cell(prose(entry.card.claim))} | {_badge(entry)} |"
+def _papers_list(family: Family, page: str) -> str:
+    entries = [
+        f"- [{prose(entry.card.title)}]({_link(page, paper_page(entry.slug))}) {entry.card.year}<br>{_badge(entry)}\n\n"
+        f"    {prose(entry.card.claim)}"
         for entry in family.here
         if entry.card is not None
     ]
-    return "\n".join(["| Paper | Year | Claim | Seen here |", "|---|---|---|---|", *rows])
+    return '<div class="names short" markdown>\n\n' + "\n\n".join(entries) + "\n\n</div>" if entries else ""
 
 
 def _to_come(family: Family) -> str:
