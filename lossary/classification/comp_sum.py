@@ -262,8 +262,9 @@ class SmoothAdversarialCompSumLoss(Objective):
 class AdversarialCompSum:
     r"""The adversarial training step ADV-COMP-SUM: perturb so that margins move most, then penalise how far they moved.
 
-    Reach for it where inputs may be perturbed on purpose; a step costs ``steps`` + 2 forward passes. ``nu`` trades
-    clean for robust accuracy.
+    Reach for it where inputs may be perturbed on purpose; a step costs ``steps`` + 3 forward passes. ``nu`` trades
+    clean for robust accuracy, and must be tuned: the value for which the bound holds, the default, may be so strong
+    that no margin moves because none is learnt.
 
     Formula:
         .. math:: x' \approx \arg\max_{\|x' - x\| \le \epsilon} \|D(h(x'), y) - D(h(x), y)\|_2, \quad
