@@ -434,5 +434,7 @@ def build(spec: Registered) -> Objective:
     example: dict[str, Any] = spec.example(CLASSES)
     if "class_counts" in needed:
         example = {"class_counts": [100, 50, 20, 10, 5]}
+    if "num_samples" in needed:  # keeps a state for each of them
+        example = {"num_samples": ROWS, "warmup_epochs": 0}
     known: Callable[..., Objective] = spec.module
     return known(**{name: value for name, value in example.items() if name in needed})

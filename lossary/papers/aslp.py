@@ -34,6 +34,8 @@ CARD = Paper(
         "stochastic_label_perturbation",
         "label_smoothing_target",
         "adaptive_perturbation_update",
+        "adaptive_label_perturbation_loss",
+        "LabelPerturbationState",
         "AdaptiveLabelPerturbation",
         "dense_ece",
         "dense_overconfidence_error",
