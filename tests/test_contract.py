@@ -502,7 +502,8 @@ def build(spec: Registered) -> Objective:
         "embedding_dim": CLASSES,
         "num_classes": CLASSES,
         "num_features": CLASSES,
-        "num_samples": 2 * ROWS,
+        "num_samples": 2 * ROWS,  # keeps a state for each of them
+        "warmup_epochs": 0,
     }
     known: Callable[..., Objective] = spec.module
     return known(**{name: value for name, value in {**sizes, **spec.example(CLASSES)}.items() if name in needed})

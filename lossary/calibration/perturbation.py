@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossary.core import checks
 from lossary.core.numerics import product
@@ -198,7 +199,7 @@ def adaptive_perturbation_update(
     beta: Tensor | float = 2.0,
     eta: Tensor | float = 0.002,
     regularization: Tensor | float = 2000.0,
-    accuracy: Tensor | float,
+    accuracy: Tensor | float | None,
     preserved_accuracy: Tensor | float | None = None,
 ) -> Tensor:
     r"""The next perturbation level of each sample, from its logits: a pure step of state.
@@ -223,7 +224,8 @@ def adaptive_perturbation_update(
         beta: Strength of a perturbation, positive.
         eta: Step size.
         regularization: Weight :math:`\lambda` of the second term.
-        accuracy: Accuracy on held-out data after the last epoch, in [0, 1].
+        accuracy: Accuracy on held-out data after the last epoch, in [0, 1]; None or a tensor of NaN where it is not
+            known yet, and nothing pulls.
         preserved_accuracy: Accuracy to be held, in [0, 1]: the conservative aim in place of calibration.
 
     Shape:
@@ -249,7 +251,7 @@ def adaptive_perturbation_update(
     checks.check_in_range("beta", beta, 0.0, low_open=True)
     checks.check_in_range("eta", eta, 0.0)
     checks.check_in_range("regularization", regularization, 0.0)
-    checks.check_in_range("accuracy", accuracy, 0.0, 1.0)
+    checks.check_in_range("accuracy", 0.0 if accuracy is None else accuracy, 0.0, 1.0)
     checks.check_in_range("preserved_accuracy", 0.0 if preserved_accuracy is None else preserved_accuracy, 0.0, 1.0)
     entries = label_entries(input.detach(), target)
     checks.check_floating("alpha", alpha)
@@ -257,24 +259,116 @@ def adaptive_perturbation_update(
     confident_and_right = (2 * entries.target - 1) * entries.logits.clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
     if confident_and_right.ndim > 1:
         confident_and_right = confident_and_right.flatten(1).mean(1)
-    room = 1 - accuracy - beta * alpha if preserved_accuracy is None else _minus(accuracy, preserved_accuracy, alpha)
-    moved = alpha + eta * (confident_and_right / beta + regularization * room.clamp(max=0))
+    a, held = (torch.as_tensor(torch.nan if x is None else x).to(alpha) for x in (accuracy, preserved_accuracy))
+    room = 1 - a - beta * alpha if preserved_accuracy is None else a - held
+    pull = regularization * torch.where(room.isnan(), 0.0, room.clamp(max=0))
+    moved = alpha + eta * (confident_and_right / beta + pull)
     moved = torch.where(moved < 0, 0.0, torch.where(moved >= 1 / (2 * beta), 1 / (2 * beta) - 0.01, moved))
     return torch.where(moved.isnan(), alpha, moved.to(alpha.dtype)).detach()
 
 
-class AdaptiveLabelPerturbation(nn.Module):
-    """Perturbation levels of a data set, one for each training sample, that find themselves in training (ASLP).
+class LabelPerturbationState(NamedTuple):
+    """What :func:`adaptive_label_perturbation_loss` hands from visit to visit.
 
-    Reach for it where a binary map comes out over-confident and no strength can be tuned by hand: the mean of alpha
-    times beta settles near the error rate on held-out data. With the sample's index at hand the loop is::
+    Attributes:
+        alpha: The next level of each sample ``(N,)``.
+    """
 
-        loss = aslp(logits, target, index)                            # in expectation, and moves the levels
-        loss = binary_cross_entropy_with_logits(logits, aslp.perturb(target, index)); aslp.update(index, logits, target)
-        aslp.set_accuracy(validation_accuracy)                        # after each epoch
+    alpha: Tensor
 
-    (either of the first two lines). Levels live in buffers, so that a checkpoint holds them. Each rank moves the levels
-    of its own samples.
+
+@objective(Kind.LABELS, stateful=True)
+def adaptive_label_perturbation_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: Tensor | float = 0.0,
+    *,
+    beta: Tensor | float = 2.0,
+    eta: Tensor | float = 0.002,
+    regularization: Tensor | float = 2000.0,
+    accuracy: Tensor | float | None = None,
+    preserved_accuracy: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Tensor | float | None = None,
+) -> tuple[Tensor, LabelPerturbationState]:
+    r"""Self-calibrating binary cross-entropy, and each sample's next level of perturbation.
+
+    Reach for it where you keep the levels of your samples yourself; :class:`AdaptiveLabelPerturbation` keeps them for
+    you.
+
+    Formula:
+        The loss of :func:`self_calibrating_bce_loss` at the old level, and the rule of
+        :func:`adaptive_perturbation_update`.
+
+    Args:
+        input: Logits.
+        target: True yes/no targets.
+        alpha: Levels where the last visit left them: one for each sample, or one for all.
+        beta: Strength of a perturbation, positive.
+        eta: Step size of the levels.
+        regularization: Weight of the pull that keeps the labels' confidence from falling below the accuracy.
+        accuracy: Accuracy on held-out data after the last epoch; None or NaN where it is not known yet, and nothing
+            pulls.
+        preserved_accuracy: Accuracy to be held, the conservative aim in place of calibration.
+        sample_weight: Weights of entries or rows, in the loss alone.
+        reduction: ``none``, ``mean`` or ``sum``.
+        normalizer: Divisor in place of the number of entries.
+
+    Shape:
+        - input, target: the same, any shape ``(N, ...)``; floating point, target in [0, 1].
+        - alpha: a number, ``()`` or ``(N,)``; accuracy, preserved_accuracy: a number or ``()``.
+        - sample_weight: as input, or ``(N,)``; normalizer: a number or ``()``.
+
+    Returns:
+        The loss, as :func:`self_calibrating_bce_loss` returns it, and the state after the visit, without gradient.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, target, number or reduction is wrong.
+
+    Example:
+        >>> input, target = torch.tensor([[4.0, -4.0]]), torch.tensor([[1.0, 0.0]])
+        >>> adaptive_label_perturbation_loss(input, target, 0.05, eta=0.02, accuracy=0.9)
+        (tensor(0.4181), LabelPerturbationState(alpha=tensor([0.0900])))
+
+    Source:
+        Liu et al. (ICCV 2023, arXiv 2307.13539). Its code draws the labels; this is the mean over draws.
+    """
+    loss = self_calibrating_bce_loss(
+        input, target, alpha, beta=beta, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer
+    )
+    widened = label_entries(input.detach(), target).logits
+    levels = alpha if isinstance(alpha, Tensor) else widened.new_tensor(alpha)
+    levels = adaptive_perturbation_update(
+        levels.expand(input.shape[:1]),
+        input,
+        target,
+        beta=beta,
+        eta=eta,
+        regularization=regularization,
+        accuracy=accuracy,
+        preserved_accuracy=preserved_accuracy,
+    )
+    return loss, LabelPerturbationState(levels)
+
+
+class AdaptiveLabelPerturbation(Objective):
+    """Levels of perturbation that find themselves, one for each training sample (ASLP).
+
+    Module form of :func:`adaptive_label_perturbation_loss` that keeps the levels of a data set. Reach for it where a
+    binary map comes out over-confident and no strength can be tuned by hand: the mean of alpha times beta settles near
+    the error rate on held-out data. With the sample's index at hand the loop is::
+
+        loss = aslp(logits, target, index)  # in expectation, and moves the levels
+        aslp.set_accuracy(validation_accuracy)  # after each epoch
+
+    or, with drawn labels as in the paper::
+
+        loss = binary_cross_entropy_with_logits(logits, aslp.perturb(target, index))
+        aslp.update(index, logits, target)
+
+    Levels live in buffers, so that a checkpoint holds them. Each rank moves the levels of its own samples.
 
     Args:
         num_samples: Number of training samples.
@@ -282,13 +376,14 @@ class AdaptiveLabelPerturbation(nn.Module):
         eta: Step size of the levels.
         regularization: Weight of the pull that keeps the labels' confidence from falling below the accuracy.
         warmup_epochs: Epochs (calls of :meth:`set_accuracy`) during which levels stay 0.
-        preserve_accuracy: Whether to hold the accuracy reached in the warm-up, the conservative aim, in place of
+        preserve_accuracy: Whether to hold the best accuracy of the warm-up, the conservative aim, in place of
             calibration; see :func:`adaptive_perturbation_update`.
+        reduction: ``none``, ``mean`` or ``sum``.
 
     Attributes:
-        alpha: Levels ``(num_samples,)``.
+        alpha: Levels ``(num_samples,)``; they move in training mode only.
         accuracy: Accuracy after the last epoch ``()``; NaN before it is set.
-        preserved_accuracy: Best accuracy of the warm-up ``()``; NaN before it is set.
+        preserved_accuracy: Best accuracy of the warm-up ``()``, or None without ``preserve_accuracy``.
         epoch: Epochs done ``()``.
 
     Example:
@@ -302,10 +397,12 @@ class AdaptiveLabelPerturbation(nn.Module):
         Liu et al. (ICCV 2023, arXiv 2307.13539); defaults are its public code's.
     """
 
+    function = adaptive_label_perturbation_loss
     alpha: Tensor
     accuracy: Tensor
-    preserved_accuracy: Tensor
+    preserved_accuracy: Tensor | None
     epoch: Tensor
+    beta: float
 
     def __init__(
         self,
@@ -316,58 +413,54 @@ class AdaptiveLabelPerturbation(nn.Module):
         regularization: float = 2000.0,
         warmup_epochs: int = 5,
         preserve_accuracy: bool = False,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
         checks.check_in_range("num_samples", num_samples, 1)
         checks.check_in_range("beta", beta, 0.0, low_open=True)
         checks.check_in_range("warmup_epochs", warmup_epochs, 0)
-        self.beta = beta
-        self.eta = eta
-        self.regularization = regularization
+        super().__init__(
+            alpha=torch.zeros(num_samples),
+            beta=beta,
+            eta=eta,
+            regularization=regularization,
+            accuracy=torch.tensor(torch.nan),
+            preserved_accuracy=torch.tensor(torch.nan) if preserve_accuracy else None,
+            reduction=reduction,
+        )
         self.warmup_epochs = warmup_epochs
-        self.preserve_accuracy = preserve_accuracy
-        self.register_buffer("alpha", torch.zeros(num_samples))
-        self.register_buffer("accuracy", torch.tensor(torch.nan))
-        self.register_buffer("preserved_accuracy", torch.tensor(torch.nan))
         self.register_buffer("epoch", torch.tensor(0))
 
     def forward(
         self,
         input: Tensor,
         target: Tensor,
-        index: Tensor,
+        index: Tensor | None = None,
         *,
         sample_weight: Tensor | None = None,
-        reduction: Reduction = "mean",
         normalizer: Tensor | float | None = None,
     ) -> Tensor:
-        """:func:`self_calibrating_bce_loss` at the samples' levels; in training mode these then move.
+        """The loss at the samples' levels; in training mode these then move.
 
         Args:
             input: Logits ``(N, ...)``.
             target: True labels ``(N, ...)``.
-            index: Number of each sample in the data set ``(N,)``.
+            index: Number of each sample in the data set ``(N,)``; None where the batch is the data set, in order.
             sample_weight: Weights of entries or rows.
-            reduction: ``none``, ``mean`` or ``sum``.
             normalizer: Divisor of ``mean`` and ``sum`` in place of their own.
         """
-        loss = self_calibrating_bce_loss(
-            input,
-            target,
-            self.alpha[index],
-            beta=self.beta,
-            sample_weight=sample_weight,
-            reduction=reduction,
-            normalizer=normalizer,
+        index = self._index(index)
+        words = {**self.hyperparameters(), "alpha": self.alpha[index]}
+        loss, state = adaptive_label_perturbation_loss(
+            input, target, sample_weight=sample_weight, normalizer=normalizer, **words
         )
         if self.training:
-            self.update(index, input, target)
+            self._move(index, state.alpha)
         return loss
 
     def perturb(
         self,
         target: Tensor,
-        index: Tensor,
+        index: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -376,35 +469,26 @@ class AdaptiveLabelPerturbation(nn.Module):
 
         Args:
             target: True labels ``(N, ...)``.
-            index: Number of each sample in the data set ``(N,)``.
+            index: Number of each sample in the data set ``(N,)``; None where the batch is the data set, in order.
             generator: Source of randomness.
             noise: The draws themselves ``(N,)``.
         """
         return stochastic_label_perturbation(
-            target, self.alpha[index], beta=self.beta, generator=generator, noise=noise
+            target, self.alpha[self._index(index)], beta=self.beta, generator=generator, noise=noise
         )
 
-    def update(self, index: Tensor, input: Tensor, target: Tensor) -> None:
+    def update(self, index: Tensor | None, input: Tensor, target: Tensor) -> None:
         """Move the levels of the samples by their logits; nothing moves in the warm-up.
 
         Args:
-            index: Number of each sample in the data set ``(N,)``.
+            index: Number of each sample in the data set ``(N,)``; None where the batch is the data set, in order.
             input: Logits ``(N, ...)``.
             target: True labels ``(N, ...)``.
         """
-        now = self.alpha[index]
-        moved = adaptive_perturbation_update(
-            now,
-            input,
-            target,
-            beta=self.beta,
-            eta=self.eta,
-            regularization=self.regularization,
-            accuracy=self.accuracy,
-            preserved_accuracy=self.preserved_accuracy if self.preserve_accuracy else None,
-        )
-        moved = torch.where(self.epoch >= self.warmup_epochs, moved, now)
-        self.alpha = self.alpha.index_put((index,), moved)
+        index = self._index(index)
+        words = self.hyperparameters()
+        del words["alpha"], words["reduction"]
+        self._move(index, adaptive_perturbation_update(self.alpha[index], input, target, **words))
 
     def set_accuracy(self, value: Tensor | float) -> None:
         """Give the accuracy on held-out data after an epoch, in [0, 1]; this ends the epoch.
@@ -414,16 +498,25 @@ class AdaptiveLabelPerturbation(nn.Module):
         """
         checks.check_in_range("value", value, 0.0, 1.0)
         self.accuracy = torch.as_tensor(value, dtype=self.accuracy.dtype, device=self.accuracy.device)
-        best = torch.fmax(self.preserved_accuracy, self.accuracy)
-        self.preserved_accuracy = torch.where(self.epoch < max(self.warmup_epochs, 1), best, self.preserved_accuracy)
+        if self.preserved_accuracy is not None:
+            best = torch.fmax(self.preserved_accuracy, self.accuracy)
+            warming_up = self.epoch < max(self.warmup_epochs, 1)
+            self.preserved_accuracy = torch.where(warming_up, best, self.preserved_accuracy)
         self.epoch = self.epoch + 1
 
     def extra_repr(self) -> str:
-        """The hyperparameters."""
+        """The hyperparameters that do not move."""
         return (
             f"num_samples={len(self.alpha)}, beta={self.beta}, eta={self.eta}, regularization={self.regularization}, "
-            f"warmup_epochs={self.warmup_epochs}, preserve_accuracy={self.preserve_accuracy}"
+            f"warmup_epochs={self.warmup_epochs}, preserve_accuracy={self.preserved_accuracy is not None}"
         )
+
+    def _index(self, index: Tensor | None) -> Tensor:
+        return torch.arange(len(self.alpha), device=self.alpha.device) if index is None else index
+
+    def _move(self, index: Tensor, levels: Tensor) -> None:
+        levels = torch.where(self.epoch >= self.warmup_epochs, levels, self.alpha[index])
+        self.alpha = self.alpha.index_put((index,), levels.to(self.alpha.dtype))
 
 
 def _per_sample(name: str, value: Tensor | float, target: Tensor) -> Tensor:
@@ -433,7 +526,3 @@ def _per_sample(name: str, value: Tensor | float, target: Tensor) -> Tensor:
         return tensor
     checks.check_shape(name, tensor, target.shape[:1], "one number for each sample, or one for all")
     return tensor.reshape([-1] + [1] * (target.ndim - 1))
-
-
-def _minus(accuracy: Tensor | float, preserved: Tensor | float, like: Tensor) -> Tensor:
-    return torch.as_tensor(accuracy).to(like) - torch.as_tensor(preserved).to(like)

@@ -450,7 +450,7 @@ class LegendreTronClassifier(Classifier):
     Example:
         >>> X = np.random.default_rng(0).normal(size=(60, 2))
         >>> y = np.where(X[:, 0] > 0, "yes", "no")
-        >>> classifier = LegendreTronClassifier(epochs=20).fit(X, y)
+        >>> classifier = LegendreTronClassifier(epochs=40, lr=0.05).fit(X, y)
         >>> classifier.score(X, y) > 0.9
         True
     """

@@ -34,6 +34,8 @@ CARD = Paper(
         "stochastic_label_perturbation",
         "label_smoothing_target",
         "adaptive_perturbation_update",
+        "adaptive_label_perturbation_loss",
+        "LabelPerturbationState",
         "AdaptiveLabelPerturbation",
         "dense_ece",
         "dense_overconfidence_error",
@@ -79,7 +81,7 @@ def reproduce(run: Run) -> Evidence:
     A U-Net of 10-20-40 filters trained until it over-fits: 120 epochs, batches of 8, Adam at 3e-3. ASLP with beta 2,
     eta 0.005 and lambda 100 sees the accuracy on validation maps after each epoch; the other arms do not look at them.
     """
-    epochs = run.pick(120, 12)
+    epochs = run.pick(120, 8)
     strength: list[list[float]] = []
     for seed, arm in run.trials(run.pick(ARMS, ("BCE", "ASLP"))):
         train, held, test = (_draw(seed, part, count) for part, count in (("train", 24), ("held", 60), ("test", 120)))

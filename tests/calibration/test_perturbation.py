@@ -12,6 +12,7 @@ from torch import Tensor
 from lossary.calibration import (
     AdaptiveLabelPerturbation,
     SelfCalibratingBCELoss,
+    adaptive_label_perturbation_loss,
     adaptive_perturbation_update,
     label_smoothing_target,
     self_calibrating_bce_loss,
@@ -182,7 +183,18 @@ def test_levels_under_vmap_and_compile() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(levels[0], input), step(levels[0], input))
-    assert not adaptive_perturbation_update(levels[0], input.requires_grad_(), y, accuracy=0.9).requires_grad
+    loss, state = adaptive_label_perturbation_loss(input.requires_grad_(), y, levels[0], accuracy=0.9)
+    torch.testing.assert_close((loss, state.alpha), step(levels[0], input))
+    assert loss.requires_grad
+    assert not state.alpha.requires_grad
+
+
+def test_without_an_accuracy_nothing_pulls() -> None:
+    input, y = torch.full((1, 4), 2.0).double(), torch.ones(1, 4).double()
+    _, state = adaptive_label_perturbation_loss(input, y, 0.2, eta=0.01)
+    torch.testing.assert_close(state.alpha, torch.tensor([0.21]).double())
+    moved = adaptive_perturbation_update(torch.tensor([0.2]).double(), input, y, eta=0.01, accuracy=None)
+    torch.testing.assert_close(moved, state.alpha)
 
 
 # --- the levels of a data set ---------------------------------------------------------------------------------------
@@ -220,6 +232,7 @@ def test_conservative_module_remembers_the_warm_up() -> None:
     aslp = AdaptiveLabelPerturbation(2, warmup_epochs=2, preserve_accuracy=True).double()
     for accuracy in (0.9, 0.8, 0.99):
         aslp.set_accuracy(accuracy)
+    assert aslp.preserved_accuracy is not None
     assert aslp.preserved_accuracy.item() == 0.9
     input, y = maps(2)
     aslp.update(torch.tensor([0, 1]), input, y)

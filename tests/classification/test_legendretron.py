@@ -252,7 +252,7 @@ def test_without_blocks_the_classifier_is_ridge_logistic_regression() -> None:
 
 def test_learns_iris() -> None:
     x, y = load_iris(return_X_y=True)
-    learned = LegendreTronClassifier(epochs=40, depth=2).fit(x, y)
+    learned = LegendreTronClassifier(epochs=40, depth=2, lr=0.05).fit(x, y)
     assert learned.score(x, y) > 0.93
     assert -learned.predict_log_proba(x)[np.arange(150), y].mean() < 0.3
 
