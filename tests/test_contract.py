@@ -181,10 +181,11 @@ def test_grad_and_vmap_over_data(spec: Registered) -> None:
     together = torch.func.vmap(gradient)(inputs, targets)
     alone = torch.stack([gradient(z, t) for z, t in batches])
     torch.testing.assert_close(together, alone)
-    keep = not KINDS[spec.kind].single_rows
+    keep = spec.batch_level or not KINDS[spec.kind].single_rows
     row = lambda z, t: evaluate(spec, z[None], t[None]) if keep else evaluate(spec, z, t)  # noqa: E731
     rows = torch.func.vmap(row)(inputs[0], targets[0])  # one row at a time
-    torch.testing.assert_close(rows, torch.stack([row(z, t) for z, t in zip(inputs[0], targets[0], strict=True)]))
+    alone = torch.stack([row(z, t) for z, t in zip(inputs[0], targets[0], strict=True)])
+    torch.testing.assert_close(rows, alone, equal_nan=spec.batch_level)  # one row may be too few for a batch
 
 
 def test_vmap_over_hyperparameters(spec: Registered) -> None:
@@ -355,7 +356,7 @@ def test_bad_input(spec: Registered) -> None:
         evaluate(spec, input.long(), target)
     for name in others:
         if isinstance(given[name], Tensor):
-            with pytest.raises(TypeError, match=name):
+            with pytest.raises(TypeError, match=name.rpartition("_")[2]):
                 spec.function(**{**given, **spec.example(CLASSES), name: given[name].tolist()})
     if kind.indexed:
         with pytest.raises(
@@ -488,7 +489,7 @@ def continuous(spec: Registered) -> dict[str, Tensor]:
         if parameter.annotation in ("Tensor | float", "Tensor | float | None") and known:
             found[name] = torch.tensor(0.5 if parameter.default is None else float(parameter.default))
     for name, value in needed.items():
-        if not isinstance(value, str | bool):
+        if not isinstance(value, str | int):  # names, switches and counts stay Python's
             found[name] = torch.as_tensor(value)
     return found
 

@@ -11,7 +11,7 @@ import itertools
 from typing import Any
 
 STAND_INS: dict[str, tuple[str, ...]] = {
-    "logits": ("torch.randn(8, 10)", "torch.randn(2, 6, 10)", "torch.randn(8)"),
+    "logits": ("torch.randn(8, 10)", "torch.randn(2, 6, 10)", "torch.randn(8)", "torch.randn(8, 51)"),
     "labels": (
         "torch.randint(10, (8,))",
         "torch.randint(2, (8, 10)).float()",
@@ -31,8 +31,25 @@ STAND_INS: dict[str, tuple[str, ...]] = {
     "hidden": ("torch.randn(8, 32)", "torch.randn(2, 6, 32)"),
     "linear_weight": ("torch.randn(10, 32)",),
     "images": ("torch.rand(8, 3, 32, 32)",),
-    "x": ("torch.randn(8, 32)", "torch.randn(8)"),
+    "x": ("torch.randn(8, 32)", "torch.randn(8)", "torch.randn(8, 64)"),
     "y": ("torch.randint(10, (8,))", "torch.randn(8)"),
+    "X": ("torch.randn(8, 4).numpy()",),
+    "model": (
+        "torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))",
+        "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))",
+    ),
+    "loader": ("[(torch.randn(80, 32), torch.arange(10).repeat(8))]",),
+    "batches": (
+        "[(torch.randn(8, 32), torch.randint(10, (8,)))]",
+        "[(torch.randint(2, (4, 32, 100)).float(), torch.randint(2, (4, 64, 100)).float())]",
+    ),
+    "spikes": ("torch.randint(2, (4, 64, 100)).float()",),
+    "masks": ("torch.randint(2, (8, 10)).float()", "torch.randint(2, (8,)).float()"),
+    "bins": ("torch.randint(10, (8,))",),
+    "centers": ("torch.linspace(-2, 2, 10)",),
+    "training_set": ("range(8)",),
+    "index": ("torch.arange(8)",),
+    "validation_accuracy": ("0.9",),
     "epoch": ("0",),
     "step": ("0",),
     "generator": ("torch.Generator().manual_seed(0)",),
@@ -44,6 +61,10 @@ SAME = {
     "label": "labels",
     "teacher": "teacher_logits",
     "counts": "class_counts",
+    "X_test": "X",
+    "features_new": "features",
+    "sample_numbers": "index",
+    "train_set": "training_set",
 }
 """Other words for the same."""
 
@@ -95,7 +116,7 @@ def free_names(code: str) -> list[str]:
     for statement in ast.parse(code).body:
         names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
         inner = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
-        loops = [node.target for node in ast.walk(statement) if isinstance(node, ast.comprehension)]
+        loops = [node.target for node in ast.walk(statement) if isinstance(node, ast.comprehension | ast.For)]
         inner |= {node.id for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Name)}
         for name in sorted(names, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(name.ctx, ast.Load) and name.id not in known | inner and name.id not in free:

@@ -175,17 +175,12 @@ def registered() -> dict[str, Registered]:
 def provided(entry: Entry) -> list[Name]:
     """The public names of a paper that is here."""
     assert entry.card is not None
-    room = entry.card.family
-    return [names()[place] for name in entry.card.provides if (place := f"lossary.{room}.{name}") in names()]
+    return [names()[place] for place in entry.card.places if place in names()]
 
 
 def papers_of(name: Name) -> list[Entry]:
     """The papers that provide a name."""
-    return [
-        entry
-        for entry in papers()
-        if entry.card is not None and entry.card.family == name.room and name.name in entry.card.provides
-    ]
+    return [entry for entry in papers() if entry.card is not None and name.place in entry.card.places]
 
 
 def module_form(name: Name) -> Name | None:

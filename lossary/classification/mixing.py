@@ -96,6 +96,8 @@ def regmixup_loss(
         halves: ``normalize=True``.
     """
     check_in_range("eta", eta, 0.0)
+    check_floating("mixed_input", mixed_input)
+    check_shape("mixed_input", mixed_input, input.shape, "logits shaped as input")
     rows = class_rows(
         input,
         target,

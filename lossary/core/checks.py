@@ -7,6 +7,7 @@ synchronisation: eagerly, on the CPU. :func:`may_read_values` is the one predica
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import get_args
 
@@ -119,4 +120,4 @@ def check_unit_interval(name: str, tensor: Tensor) -> None:
 
 
 def _kind(value: object) -> str:
-    return f"{value!r} of type {type(value).__name__}"
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"

@@ -44,7 +44,7 @@ CARD = Paper(
         "copies = [model(transform(images)) for transform in image_transforms()]\n"
         "features = transform_agreement_features(logits, copies)\n"
         "calibrator = CorrectnessAwareCalibrator(12, init_temperature=1.0).fit(logits, features, labels)\n"
-        "calibrated = calibrator(test_logits, test_features)"
+        "calibrated = calibrator(logits, features)  # those of new images"
     ),
     claim="On data unlike the calibration set a correctness-aware calibrator errs less than temperature scaling.",
     use_when="a frozen classifier will meet harder data than its calibration set, and transforms trip it up there",

@@ -83,6 +83,8 @@ CARD = Paper(
     formula="a table of losses and metrics by task: lossary.find(task=..., kind=...)",
     call=(
         "import lossary\n"
+        "from lossary.regression import LogCoshLoss\n"
+        "loss = LogCoshLoss()(values, targets)\n"
         "for entry in lossary.find(task='segmentation', kind='loss'):\n"
         "    print(entry.name, entry.formula, entry.implementation)"
     ),

@@ -35,7 +35,8 @@ def test_the_call_of_a_card_runs(card: papers.Paper) -> None:
     code = complete(card.call)
     namespace = run(code)
     assert free_names(code) == []
-    assert namespace.keys() & set(card.provides), "the call uses nothing of the paper"
+    provided = {name.rpartition(".")[2] for name in card.provides}  # a survey's names are in several families
+    assert namespace.keys() & provided, "the call uses nothing of the paper"
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
