@@ -163,9 +163,9 @@ from lossary.classification.noise import (
     symmetric_cross_entropy_loss,
 )
 from lossary.classification.one_class import (
+    HyperbolicPairwiseConfusionLoss,
     HypOC,
     HypOCLoss,
-    HyperbolicPairwiseConfusionLoss,
     PseudoNegativeSampler,
     hyperbolic_pairwise_confusion_loss,
     pseudo_negatives,
@@ -199,9 +199,9 @@ from lossary.classification.prototypes import (
     inverse_distance_attention,
 )
 from lossary.classification.sets import (
+    OddKOutSampler,
     OKOHead,
     OKOLoss,
-    OddKOutSampler,
     oko_loss,
     oko_soft_targets,
 )
