@@ -38,7 +38,7 @@ class Name:
     name: str
     room: str
     idea: str
-    thing: Any
+    thing: Any = dataclasses.field(compare=False)  # may be a dictionary, which has no hash
     members: tuple[str, ...]
 
     @property
