@@ -90,7 +90,7 @@ def paper(entry: Entry) -> str:
     parts = [
         _front(title=card.title, description=card.claim),
         f"# {prose(card.title)}",
-        _byline(card, page),
+        _byline(entry, card, page),
         f"{_badge(entry, link='#what-was-seen-here')} {prose(card.claim)}",
         '<div class="when" markdown>',
         f"<div markdown>\n\n**Reach for it** when {prose(card.use_when)}.\n\n</div>\n<div markdown>\n\n**Not** when "
@@ -118,9 +118,9 @@ def _yaml(text: str) -> str:
     return "'" + " ".join(text.split()).replace("'", "''") + "'"
 
 
-def _byline(card: Paper, page: str) -> str:
+def _byline(entry: Entry, card: Paper, page: str) -> str:
     source = f"[arXiv {card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else ""
-    family = f"[{shelf.titled(card.family)}]({_link(page, family_page(card.family))})"
+    family = f"[{shelf.titled(entry.family)}]({_link(page, family_page(entry.family))})"
     return " · ".join(part for part in (prose(card.authors), str(card.year), source, family) if part) + "\n{ .byline }"
 
 

@@ -22,8 +22,10 @@ def drawing(name: str) -> curves.Drawing:
 
 
 def registered(function: object, kind: Kind = Kind.CLASSES, **changes: object) -> Registered:
-    fields = {"name": "x", "family": "x", "function": function, "kind": kind, "example": lambda num: {}}
-    return Registered(**{**fields, "unbounded": False, "exempt": {}, "stateful": False, **changes})  # type: ignore[arg-type]
+    fields: dict[str, object] = {"name": "x", "family": "x", "function": function, "kind": kind, "exempt": {}}
+    fields |= {"example": lambda num: {}, "arguments": lambda input, target: {"input": input, "target": target}}
+    fields |= dict.fromkeys(("unbounded", "stateful", "batch_level"), False)
+    return Registered(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 class TestCurves:
