@@ -57,6 +57,10 @@ def test_everything_exported_is_registered(family: str) -> None:
     assert modules <= known, "an Objective whose function is not registered"
 
 
+def test_every_kind_has_its_data() -> None:
+    assert set(KINDS) == set(Kind), "add its Inputs to tests/kinds.py"
+
+
 def test_public(spec: Registered) -> None:
     family = importlib.import_module(f"lossary.{spec.family}")
     assert getattr(family, spec.name) is spec.function
