@@ -58,9 +58,11 @@ CARD = Paper(
     method="ASLP",
     seeds=5,
     limits=(
-        "Saliency networks and real photographs, in particular textures from outside the distribution. The generator's "
-        "maps are over-fitted on purpose; where the model hardly over-fits, levels can overshoot. Objects were made "
-        "fainter once, after a look at cross-entropy alone on a spare seed, for it to over-fit as much as was meant."
+        "Saliency networks and real photographs, in particular textures from outside the distribution. The model is "
+        "made to over-fit; where it hardly does, levels overshoot: a first full run with brighter objects, on which "
+        "cross-entropy had a calibration error of 0.080 at 88.5% accuracy, left ASLP at 0.068 (+0.012, interval -0.002 "
+        "to +0.027: not seen). Objects were then made fainter, by looking at cross-entropy alone on a spare seed, until "
+        "it over-fitted as much as was meant (0.11), and the same rule was applied again."
     ),
 )
 
@@ -173,7 +175,7 @@ def _draw(seed: int, part: str, count: int) -> Maps:
     masks = ((x.square() + y.square()).sqrt() < uniform(4, 7) * (1 + lobes * (5 * angle).cos())).float()[:, None]
     white = 0.15 * torch.randn(count, 1, SIZE, SIZE, generator=generator)
     smooth = _blur(torch.randn(count, 1, SIZE, SIZE, generator=generator), 2.5)
-    images = _blur(0.35 * masks, 1.0) + white + 0.25 * smooth / smooth.std()
+    images = _blur(0.25 * masks, 1.0) + white + 0.25 * smooth / smooth.std()
     return Maps(images, masks)
 
 
