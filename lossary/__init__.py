@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 FAMILIES = ("classification", "distillation", "language")
-_ROOMS = (*FAMILIES, "compare", "core", "datasets", "kernels", "papers")
+_ROOMS = (*FAMILIES, "compare", "core", "datasets", "integrations", "kernels", "papers")
 _NAMES = {"Objective": "lossary.core.objective", "WeightedSum": "lossary.core.composition"}
 
 __all__ = ["FAMILIES", "Objective", "WeightedSum", "__version__", "objectives"]
