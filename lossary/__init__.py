@@ -31,7 +31,7 @@ FAMILIES = (
     "retrieval",
     "segmentation",
 )
-_ROOMS = (*FAMILIES, "compare", "core", "datasets", "kernels", "papers")
+_ROOMS = (*FAMILIES, "compare", "core", "datasets", "integrations", "kernels", "papers")
 _NAMES = {
     "Objective": "lossary.core.objective",
     "WeightedSum": "lossary.core.composition",

@@ -1,0 +1,123 @@
+"""Hugging Face causal language models whose loss never stores the logits."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from lossary.language import linear_cross_entropy
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def use_linear_head(model: Model, objective: Callable[..., Tensor] = linear_cross_entropy, **options: Any) -> Model:
+    """Let a causal language model compute its loss from hidden states and head, without logits.
+
+    Reach for it before training with ``transformers.Trainer`` or a loop of your own: ``model(..., labels=labels).loss``
+    is the same number with the same gradients, at the memory of no logits. Without labels nothing changes, so that
+    generation works as before. ``del model.forward`` undoes it.
+
+    Args:
+        model: A model with a backbone and a linear head over it, such as ``LlamaForCausalLM``; changed in place.
+        objective: Any objective on a linear head, as :func:`lossary.language.linear_focal_loss`.
+        options: Further options of the objective, such as ``z_loss_weight``.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: The model has no linear head, or its loss has parts that this would leave out.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=99, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...     num_attention_heads=2)
+        >>> model = use_linear_head(LlamaForCausalLM(config))
+        >>> tokens = torch.arange(6)[None]
+        >>> output = model(tokens, labels=tokens)
+        >>> output.logits is None, output.loss.requires_grad
+        (True, True)
+
+    Source:
+        Wijmans et al.: Cut Your Losses in Large-Vocabulary Language Models (ICLR 2025, arXiv 2411.09009).
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, nn.Linear) or getattr(model, "base_model", model) is model:
+        raise TypeError(f"model is a {type(model).__name__}; wanted a causal language model with a linear head.")
+    config = _text_config(model)
+    if getattr(config, "output_router_logits", False):
+        raise TypeError(
+            f"model is a {type(model).__name__} with output_router_logits: its loss has a balancing part besides "
+            "cross-entropy; set config.output_router_logits to False and add that part yourself."
+        )
+    holder: Any = model
+    holder.linear_head_call = functools.partial(objective, **_head_options(config), **options)
+    holder.forward = types.MethodType(_forward_like(type(model)), model)
+    return model
+
+
+def _forward_like(model_class: type) -> Callable[..., Any]:
+    # The signature stays the class's own: Trainer and generate read it.
+    return functools.wraps(model_class.forward)(_forward)  # type: ignore[attr-defined]
+
+
+def _forward(
+    self: Any,
+    *args: Any,
+    labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    **kwargs: Any,
+) -> Any:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    target = labels if shift_labels is None else shift_labels
+    if target is None:
+        return type(self).forward(self, *args, **kwargs)
+    for unused in ("logits_to_keep", "return_dict"):
+        kwargs.pop(unused, None)
+    outputs = self.base_model(*args, **kwargs)
+    head = self.get_output_embeddings()
+    loss = self.linear_head_call(
+        outputs.last_hidden_state.to(head.weight.device),
+        head.weight,
+        target.to(head.weight.device),
+        head.bias,
+        shift=1 if shift_labels is None else 0,
+        normalizer=num_items_in_batch,
+    )
+    output: Any = CausalLMOutputWithPast  # a ModelOutput, whose fields mypy does not see
+    return output(
+        loss=loss,
+        past_key_values=outputs.get("past_key_values"),
+        hidden_states=outputs.get("hidden_states"),
+        attentions=outputs.get("attentions"),
+    )
+
+
+def _text_config(model: Any) -> Any:
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _head_options(config: Any) -> dict[str, float]:
+    """What models do to their logits, in the words of the linear head."""
+    options: dict[str, float] = {}
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if softcap:
+        options["softcap"] = softcap
+    factor = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        factor *= getattr(config, name, None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite's; HyperCLOVA X multiplies by it
+    factor *= divisor if getattr(config, "model_type", "") == "hyperclovax" else 1 / divisor
+    if factor != 1.0:
+        if softcap:
+            raise TypeError("The model scales its logits before it caps them; wanted one or the other.")
+        options["temperature"] = 1 / factor
+    return options
