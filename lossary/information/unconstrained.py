@@ -137,7 +137,7 @@ class UnconstrainedFeatureModel(nn.Module):
         width: int | None = None,
         loss: Literal["mse", "cross_entropy"] = "mse",
         bias: bool = False,
-        scale: float = 0.5,
+        scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
