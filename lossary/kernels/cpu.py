@@ -22,8 +22,8 @@ from lossary.kernels.state import OF_MOMENT, Coefficients, Partial
 
 IGNORED, ELSEWHERE = -2, -1  # labels of rows that count for nothing, and of rows whose target another rank holds
 
-BLOCK_ROWS = 512
-BLOCK_VOCAB = 1024
+BLOCK_ROWS = 1024
+BLOCK_VOCAB = 2048
 _MERGE_EVERY = 16
 _CHUNK_BYTES = 32 << 20
 _FEW = 1e-30  # a softmax entry below it is no longer accurate in float32
@@ -128,17 +128,18 @@ def gradients(
     """
     head = prepare(input, linear_weight, linear_bias, target, weight)
     tiles = Tiles(head, options)
-    wide = head.input.dtype
     needs_input, needs_weight, needs_bias = needs
     coefficients = head.take(coefficients)
-    d_input = _Sum(head.input.shape if needs_input else (0,), wide, input, options.kahan)
+    d_rows = _Sum(_room(head.input, input, needs_input, options), kahan=options.kahan)
     d_weight = torch.empty_like(linear_weight) if needs_weight else linear_weight.new_empty(0)
     d_bias = head.input.new_zeros(linear_weight.shape[0] if needs_bias else 0)
     if needs_weight and not len(head.input):
         d_weight.zero_()
     for columns in tiles.vocab_blocks():
         block = tiles.weight(columns)
-        d_block = _Sum(block.shape if needs_weight else (0,), wide, linear_weight, options.kahan)
+        in_place = needs_weight and not options.kahan and linear_weight.dtype == block.dtype
+        room = d_weight[columns] if in_place else _room(block, linear_weight, needs_weight, options)
+        d_block = _Sum(room, kahan=options.kahan)
         for rows in tiles.row_blocks():
             row = Coefficients(*coefficients[:, rows].unsqueeze(2).unbind(0))
             gradient, live = _gradient_of_tile(names, tiles, row, rows, columns)
@@ -146,17 +147,22 @@ def gradients(
             if needs_bias:
                 d_bias[columns] += gradient.sum(0)
             if needs_input and few is not None and options.filter_input:
-                d_input.add(rows, few, block[live])
+                d_rows.add(rows, few, block[live], first=columns.start == 0)
             elif needs_input:
-                d_input.add(rows, gradient, block)
+                d_rows.add(rows, gradient, block, first=columns.start == 0)
             if needs_weight and few is not None and options.filter_weight:
-                d_block.add(live, few.t(), head.input[rows])
+                d_block.add(live, few.t(), head.input[rows], first=rows.start == 0)
             elif needs_weight:
-                d_block.add(slice(None), gradient.t(), head.input[rows])
-        if needs_weight and len(head.input):
+                d_block.add(slice(None), gradient.t(), head.input[rows], first=rows.start == 0)
+        if needs_weight and not in_place and len(head.input):
             d_weight[columns] = d_block.value
-    d_rows = head.put_back(d_input.value.to(input.dtype), 0) if needs_input else input.new_empty(0)
-    return d_rows, d_weight, d_bias.to(linear_weight.dtype if linear_bias is None else linear_bias.dtype)
+    d_input = head.put_back(d_rows.value.to(input.dtype), 0) if needs_input else input.new_empty(0)
+    return d_input, d_weight, d_bias.to(linear_weight.dtype if linear_bias is None else linear_bias.dtype)
+
+
+def _room(like: Tensor, stored: Tensor, needed: bool, options: Options) -> Tensor:
+    """Room for a sum of the shape of ``like``, in the dtype that it is summed in."""
+    return torch.empty_like(like if needed else like[:0], dtype=stored.dtype if options.kahan else like.dtype)
 
 
 OF_WHOLE_ROWS = frozenset({"log_prob", "mean_log_prob", "weighted_mean_log_prob", "logsumexp", "squared_logsumexp"})
@@ -205,6 +211,7 @@ def value_and_gradients(
     row = _LinearRows(names, head, upstream, options)
     size = chunk_rows(num_rows, vocab, head.input.element_size())
     buffer = head.input.new_empty(min(size, num_rows), vocab)
+    filtering = options.filter_eps > 0
     for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
         hidden, label = head.input[rows], head.target[rows].unsqueeze(1)
@@ -214,7 +221,8 @@ def value_and_gradients(
         p = chunk.gather(1, label)[:, 0]
         scale = row.see(rows, p, target_logit)
         chunk.scatter_(1, label, (p - 1).unsqueeze(1))
-        live = _live_columns(chunk, label, options) if options.filter_eps else None
+        live = _live_columns(chunk, 1.0, label, options) if filtering else None
+        filtering = live is not None  # where one chunk is spread over the vocabulary, so are the others
         few = None if live is None else chunk[:, live]
         if needs_input:
             if few is not None and options.filter_input:
@@ -243,7 +251,7 @@ def value_and_gradients(
 def chunk_rows(num_rows: int, vocab: int, element_size: int) -> int:
     """Rows of a chunk: few enough to need a small share of all logits, many enough to amortise reading the weight."""
     limit = max(_CHUNK_BYTES // element_size, num_rows * vocab // 20)
-    return max(16, min(512, limit // max(vocab, 1), num_rows // 8))
+    return max(16, min(512, limit // max(vocab, 1), num_rows // 4))
 
 
 class _LinearRows:
@@ -457,10 +465,8 @@ def _gradient_of_tile(
     else:
         p = gradient = z.exp_()
     if options.filter_eps and not spread:
-        softmax = torch.mul(p, row.probability, out=tiles.buffer("softmax", rows, columns))
-        if label is not None and inside is not None:
-            softmax.scatter_(1, label, torch.where(inside, row.miss, softmax.gather(1, label)))
-        live = _live_columns(softmax, None, options)
+        missed = None if label is None or inside is None else label[inside & (row.miss >= options.filter_eps)]
+        live = _live_columns(p, row.probability, missed, options)
     if not OF_MOMENT.intersection(names):
         gradient.mul_(row.constant)
     if "mean_log_prob" in names:
@@ -486,29 +492,41 @@ def _label_in(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     return torch.where(inside, label, 0), inside
 
 
-def _live_columns(softmax: Tensor, label: Tensor | None, options: Options) -> Tensor | None:
-    """Columns with an entry of at least ``filter_eps`` (those of labels too), or None where most have one."""
-    live = softmax.amax(0) >= options.filter_eps
-    if label is not None:
-        live[label[:, 0]] = True
+def _live_columns(p: Tensor, scale: Tensor | float, labels: Tensor | None, options: Options) -> Tensor | None:
+    """Columns where ``p * scale`` reaches ``filter_eps``, and those of labels; None where most columns do."""
+    first = slice(0, 64)
+    if not isinstance(scale, Tensor):
+        live = p[first].amax(0) >= options.filter_eps
+    else:
+        live = (p[first] * scale[first]).amax(0) >= options.filter_eps
+    if 2 * int(live.count_nonzero()) >= len(live):  # seen from a few rows: it is not worth looking at all
+        return None
+    live = (p if not isinstance(scale, Tensor) else p * scale).amax(0) >= options.filter_eps
+    if labels is not None:
+        live[labels.flatten()] = True
     places = live.nonzero()[:, 0]
     return places if 2 * len(places) < len(live) else None
 
 
 class _Sum:
-    """A sum of products: in float32, or in the storage dtype with what rounding lost kept beside it (Kahan)."""
+    """A sum of products: in float32, or in the storage dtype with what rounding lost kept beside it (Kahan).
 
-    def __init__(self, shape: Sequence[int], wide: torch.dtype, stored: Tensor, kahan: bool) -> None:
-        self.value = stored.new_zeros(shape, dtype=stored.dtype if kahan else wide)
-        self._lost = torch.zeros_like(self.value) if kahan else None
+    Attributes:
+        value: The sum, undefined until the first term.
+    """
 
-    def add(self, rows: slice | Tensor | None, x: Tensor, y: Tensor) -> None:
-        """Add ``x @ y`` to the rows given."""
+    def __init__(self, value: Tensor, *, kahan: bool) -> None:
+        self.value = value.zero_() if kahan else value
+        self._lost = torch.zeros_like(value) if kahan else None
+
+    def add(self, rows: slice | Tensor | None, x: Tensor, y: Tensor, *, first: bool) -> None:
+        """Add ``x @ y`` to the rows given; ``first`` says that nothing was added to them before."""
         if self._lost is None and isinstance(rows, slice):
-            self.value[rows].addmm_(x, y)
+            torch.addmm(self.value[rows], x, y, beta=0 if first else 1, out=self.value[rows])
         elif self._lost is None:
             assert isinstance(rows, Tensor)
-            self.value.index_add_(0, rows, x @ y)
+            value = self.value.zero_() if first else self.value
+            value.index_add_(0, rows, x @ y)
         else:
             assert rows is not None
             old = self.value[rows]

@@ -220,6 +220,7 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:6], output[1])
         ctx.names, ctx.options, ctx.ranks = inputs[6:]
 
@@ -295,6 +296,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # else zeros of the size of the head would be made for what has no gradient
         ctx.names, ctx.needs, ctx.options = inputs[6:]
         ctx.held = None
         if _in_plain_eager_mode() and inputs[0].dtype != torch.float64:  # float64 is for gradcheck: twice the same

@@ -100,6 +100,7 @@ def half() -> None:
         compare(tensors, ("log_prob", "entropy"), 2 * rtol, 4 * rtol, kahan=True)
 
 
-statistics()
-options()
-half()
+if __name__ == "__main__":
+    statistics()
+    options()
+    half()
