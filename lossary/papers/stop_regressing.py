@@ -80,7 +80,7 @@ def reproduce(run: Run) -> Evidence:
     16 random features of a state, a 16-64-64 network, 60 updates of the target network with 30 steps between them, and
     an interval of values from 3 below the least to 3 above the largest optimal value. The verdict is on noisy rewards.
     """
-    updates, phases = run.pick(60, 4), run.pick(10, 2)
+    updates, phases, epochs = run.pick((60, 10, 10), (2, 2, 1))
     for seed, arm in run.trials(ARMS):
         results: dict[str, float] = {}
         for noise in run.pick((0.0, 1.0), (1.0,)):
@@ -88,7 +88,7 @@ def reproduce(run: Run) -> Evidence:
             suffix = "" if noise else ", exact rewards"
             results |= {f"error of Q{suffix}": error, f"regret{suffix}": regret}
         if arm in DRIFT:
-            warm, fresh = _drifting_regression(seed, arm, phases)
+            warm, fresh = _drifting_regression(seed, arm, phases, epochs)
             results |= {"warm error / fresh error": warm / fresh}
         run.record(arm, **results)
     if run.quick:
@@ -194,7 +194,7 @@ def _fitted_q_iteration(seed: int, arm: str, noise: float, updates: int) -> tupl
     return (q - process.optimum).abs().mean().item(), process.regret(q)
 
 
-def _drifting_regression(seed: int, arm: str, phases: int) -> tuple[float, float]:
+def _drifting_regression(seed: int, arm: str, phases: int, epochs: int) -> tuple[float, float]:
     """Test error on the last of several random functions of the digits, of a warm and of a fresh network."""
     data = digits(900, seed)
     functions = [mlp((64, 32, 1), seeding.derive(seed, "function", phase)) for phase in range(phases)]
@@ -219,7 +219,7 @@ def _drifting_regression(seed: int, arm: str, phases: int) -> tuple[float, float
                 train,
                 loss,
                 optimizer=optimizer,
-                epochs=10,
+                epochs=epochs,
                 batch_size=64,
                 seed=seed,
                 learning_rate=constant,
