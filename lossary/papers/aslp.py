@@ -61,8 +61,8 @@ CARD = Paper(
         "Saliency networks and real photographs, in particular textures from outside the distribution. The model is "
         "made to over-fit; where it hardly does, levels overshoot: a first full run with brighter objects, on which "
         "cross-entropy had a calibration error of 0.080 at 88.5% accuracy, left ASLP at 0.068 (+0.012, interval -0.002 "
-        "to +0.027: not seen). Objects were then made fainter, by looking at cross-entropy alone on a spare seed, until "
-        "it over-fitted as much as was meant (0.11), and the same rule was applied again."
+        "to +0.027: not seen). Objects were then made fainter, by looking at cross-entropy alone on a spare seed, "
+        "until it over-fitted as much as was meant (0.11), and the same rule was applied again."
     ),
 )
 
