@@ -25,7 +25,7 @@ IGNORED, ELSEWHERE = -2, -1  # labels of rows that count for nothing, and of row
 BLOCK_ROWS = 1024
 BLOCK_VOCAB = 2048
 _MERGE_EVERY = 16
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 48 << 20
 _FEW = 1e-30  # a softmax entry below it is no longer accurate in float32
 
 

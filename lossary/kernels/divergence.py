@@ -190,7 +190,9 @@ class _Divergence(torch.autograd.Function):
         ctx.arguments = inputs[7:]
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> Any:
+        if upstream is None:
+            return (None,) * 11
         needs = ctx.needs_input_grad[:3]
         function: Any = _Gradients
         gradients = function.apply(*ctx.saved_tensors, upstream, *ctx.arguments, needs)

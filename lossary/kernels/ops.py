@@ -225,7 +225,9 @@ class _Statistics(torch.autograd.Function):
         ctx.names, ctx.options, ctx.ranks = inputs[6:]
 
     @staticmethod
-    def backward(ctx: Any, gradients: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, gradients: Tensor | None, _: Any) -> Any:
+        if gradients is None:
+            return (None,) * 9
         *head, target_weight, partial = ctx.saved_tensors
         has_target, temperature = head[3] is not None, ctx.options.temperature
         coefficients = state.coefficients(ctx.names, gradients, partial, target_weight, has_target, temperature)
@@ -307,7 +309,9 @@ class _WeightedSum(torch.autograd.Function):
             ctx.save_for_backward(*inputs[:6], *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Any:
+        if gradient is None:
+            return (None,) * 9
         *head, upstream, values = ctx.saved_tensors[:7]
         d_upstream = gradient * values if ctx.needs_input_grad[5] else None
         if ctx.held is not None and not torch.is_grad_enabled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,10 +25,11 @@ class Memory(NamedTuple):
 
 def memory_of(call: Callable[[], Any]) -> Memory:
     """Run a call under the profiler and sum its allocations on the CPU in order of time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler writes lines of its own to the terminal
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = call()
-    assert profile.profiler is not None
-    events = profile.profiler.kineto_results.events()
+    events: Any = profile.kineto_results
+    events = events.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     now = peak = largest = 0
     for _, change in sorted(changes, key=lambda event: event[0]):
