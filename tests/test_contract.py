@@ -507,7 +507,7 @@ def build(spec: Registered) -> Objective:
         "embedding_dim": CLASSES,
         "num_classes": CLASSES,
         "num_features": CLASSES,
-        "num_samples": 2 * ROWS,  # keeps a state for each of them
+        "num_samples": ROWS,  # keeps a state for each of them
         "warmup_epochs": 0,
     }
     known: Callable[..., Objective] = spec.module
