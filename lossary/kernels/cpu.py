@@ -26,6 +26,7 @@ BLOCK_ROWS = 1024
 BLOCK_VOCAB = 2048
 _MERGE_EVERY = 16
 _CHUNK_BYTES = 48 << 20
+_FEWEST_ROWS = 96  # of a chunk that is worth it
 _FEW = 1e-30  # a softmax entry below it is no longer accurate in float32
 
 
@@ -169,7 +170,12 @@ OF_WHOLE_ROWS = frozenset({"log_prob", "mean_log_prob", "weighted_mean_log_prob"
 
 
 def may_see_whole_rows(names: Sequence[str], input: Tensor, linear_weight: Tensor, options: Options) -> bool:
-    """Whether :func:`value_and_gradients` applies: statistics that are linear in p, full precision, no cap."""
+    """Whether :func:`value_and_gradients` applies: statistics that are linear in p, full precision, no cap.
+
+    And whether it pays: each chunk reads the weight and adds to its gradient, so that chunks of few rows, which a very
+    large vocabulary asks for, take longer than making the logits twice.
+    """
+    rows = options.block_rows or chunk_rows(len(input), len(linear_weight), input.element_size())
     return (
         "log_prob" in names
         and OF_WHOLE_ROWS.issuperset(names)
@@ -177,7 +183,8 @@ def may_see_whole_rows(names: Sequence[str], input: Tensor, linear_weight: Tenso
         and input.dtype in (torch.float32, torch.float64)
         and options.softcap == 0
         and not options.kahan
-        and options.block_rows == options.block_vocab == 0
+        and options.block_vocab == 0
+        and (options.block_rows > 0 or rows >= min(_FEWEST_ROWS, max(16, len(input) // 4)))
     )
 
 
@@ -209,7 +216,7 @@ def value_and_gradients(
         d_weight.zero_()
     upstream = head.take(upstream)
     row = _LinearRows(names, head, upstream, options)
-    size = chunk_rows(num_rows, vocab, head.input.element_size())
+    size = options.block_rows or chunk_rows(num_rows, vocab, head.input.element_size())
     buffer = head.input.new_empty(min(size, num_rows), vocab)
     filtering = options.filter_eps > 0
     for start in range(0, num_rows, size):

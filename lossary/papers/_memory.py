@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ class Memory(NamedTuple):
 
 def memory_of(call: Callable[[], Any]) -> Memory:
     """Run a call under the profiler and sum its allocations on the CPU in order of time."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler writes lines of its own to the terminal
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = call()
     events: Any = profile.kineto_results
