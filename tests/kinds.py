@@ -89,6 +89,13 @@ class Classes(Inputs):
         return input, target, {}
 
 
+class Tokens(Classes):
+    axis = -1
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"logits": given.pop("input"), **given}
+
+
 class Teacher(Classes):
     row_weight = False  # a teacher's classes are weighted each by its own
 
@@ -199,6 +206,23 @@ class Regions(Inputs):
         return input, target, {}
 
 
+class Sequences(Inputs):
+    indexed, axis, single_rows = True, -1, False
+
+    def sample(self, scale: float, generator: torch.Generator) -> Data:
+        return numbers(scale, generator, ROWS, 4, CLASSES), torch.randint(CLASSES, (ROWS, 4), generator=generator)
+
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target), (input[:, :1], target[:, :1])]
+
+    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        input[0, 0, (target[0, 0] + 1) % CLASSES] = -math.inf
+        return input, target, {}
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"logits": given.pop("input"), **given}
+
+
 class Images(Inputs):
     single_rows = False
 
@@ -224,6 +248,8 @@ KINDS: dict[Kind, Inputs] = {
     Kind.CLASSES: Classes(),
     Kind.LABELS: Labels(),
     Kind.VALUES: Values(),
+    Kind.TOKENS: Tokens(),
+    Kind.SEQUENCES: Sequences(),
     Kind.HEAD: Head(),
     Kind.TEACHER: Teacher(),
     Kind.POINTS: Points(),

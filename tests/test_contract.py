@@ -277,21 +277,23 @@ def test_class_weight_and_ignored_rows(spec: Registered) -> None:
             torch.testing.assert_close(mean, expected)
 
 
-def test_ignored_pixels(spec: Registered) -> None:
-    """Pixels that are ignored might as well not be there, and an image without any other does not count."""
+def test_ignored_places(spec: Registered) -> None:
+    """Pixels or tokens that are ignored might as well not be there; a row without any other does not count."""
     kind = KINDS[spec.kind]
     if not kind.indexed or kind.single_rows:
         return
     input, target = sample(spec)
-    expected = evaluate(spec, input[..., 1:], target[..., 1:], reduction="none")
+    place = 1 if kind.axis == -1 else -1  # where the axis of pixels or tokens is
+    kept = input.narrow(place, 1, input.shape[place] - 1)
+    expected = evaluate(spec, kept, target[:, 1:], reduction="none")
     for label in (-100, 7):
         masked, poisoned = target.clone(), input.clone()
-        masked[..., 0], poisoned[..., 0] = label, math.nan
+        masked[:, 0], poisoned.select(place, 0)[:] = label, math.nan
         poisoned.requires_grad_()
         value = evaluate(spec, poisoned, masked, ignore_index=label, reduction="none")
         torch.testing.assert_close(value, expected)
         (gradient,) = torch.autograd.grad(value.sum(), poisoned)
-        assert (gradient[..., 0] == 0).all()
+        assert (gradient.select(place, 0) == 0).all()
         assert gradient.isfinite().all()
         masked[0] = label
         torch.testing.assert_close(evaluate(spec, poisoned, masked, ignore_index=label), expected[1:].mean())

@@ -23,6 +23,8 @@ class Kind(enum.Enum):
     CLASSES = "logits (N, C, ...) with class indices or probabilities"
     LABELS = "logits of any shape with yes/no targets of the same shape"
     VALUES = "logits (..., bins) over an interval with real targets (...)"
+    TOKENS = "logits (..., V) with class indices (...)"
+    SEQUENCES = "logits (B, T, V) with class indices (B, T); a row is a whole sequence"
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
     TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"
     POINTS = "points (N, D) of the ball of curvature -0.1, compared with each other"

@@ -251,53 +251,52 @@ def class_rows(
         TypeError: A dtype is wrong.
         ValueError: A shape is wrong, or a label or probability is out of range (where values can be read).
     """
-    checks.check_floating("input", input)
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
-    if input.ndim == 0:
-        raise ValueError("input has shape (); wanted logits (N, C, ...) or (C,).")
-    dim = 0 if input.ndim == 1 else 1
-    rows_shape = input.shape[:dim] + input.shape[dim + 1 :]
-    num_classes = input.shape[dim]
-    checks.check_class_vector("weight", weight, num_classes)
-    checks.check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
-    logits = widen(input)
-    keep = valid = index = probability = None
-    if target.is_floating_point():
-        if index_only:
-            raise ValueError(
-                f"target has dtype {target.dtype} and shape {tuple(target.shape)}; this objective wants class indices "
-                f"(int64) of shape {tuple(rows_shape)}: it is not defined for probabilities."
-            )
-        checks.check_shape("target", target, input.shape, "probabilities shaped as input, or int64 class indices")
-        if ignore_index != -100:
-            raise ValueError("ignore_index is for class-index targets; for probabilities use sample_weight of 0.")
-        if checks.may_read_values(target):
-            checks.check_unit_interval("target", target)
-        smoothed = target.to(logits.dtype)
-        probability = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
-    else:
-        if target.dtype == torch.bool or target.is_complex():
-            raise TypeError(f"target has dtype {target.dtype}; wanted int64 class indices or float probabilities.")
-        checks.check_shape(
-            "target", target, rows_shape, "a class index for each row of input (class axis at dim 1), or probabilities"
-        )
-        if checks.may_read_values(target):
-            checks.check_labels(target, num_classes, ignore_index)
-        keep = target != ignore_index
-        valid = (target >= 0) & (target < num_classes)
-        index = torch.where(valid & keep, target, 0).long()
-        logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
-    return ClassRows(
-        logits,
-        dim=dim,
-        keep=keep,
-        valid=valid,
-        index=index,
-        probability=probability,
-        weight=None if weight is None else weight.to(logits.dtype),
+    return _class_rows(
+        input,
+        target,
+        name="input",
+        last=False,
+        weight=weight,
+        ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        sample_weight=_row_weight(sample_weight, rows_shape, logits.dtype),
+        sample_weight=sample_weight,
+        index_only=index_only,
+    )
+
+
+def token_rows(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: Tensor | float = 0.0,
+    sample_weight: Tensor | None = None,
+) -> ClassRows:
+    """As :func:`class_rows`, for objectives over tokens: the vocabulary is the last axis, targets are indices.
+
+    Args:
+        logits: Logits ``(..., V)``, floating point; halves are widened to float32.
+        target: Class indices ``(...)`` of any integer dtype.
+        weight: One weight for each entry of the vocabulary ``(V,)``.
+        ignore_index: Label of tokens that count for nothing.
+        label_smoothing: Share of the target that is spread evenly over the vocabulary, in [0, 1].
+        sample_weight: One weight for each token ``(...)``.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape is wrong, or a label is out of range (where values can be read).
+    """
+    return _class_rows(
+        logits,
+        target,
+        name="logits",
+        last=True,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        sample_weight=sample_weight,
+        index_only=True,
     )
 
 
@@ -412,6 +411,73 @@ def label_entries(input: Tensor, target: Tensor, *, sample_weight: Tensor | None
 def widen(input: Tensor) -> Tensor:
     """Halves to float32; wider floats stay."""
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+
+
+def _class_rows(
+    input: Tensor,
+    target: Tensor,
+    *,
+    name: str,
+    last: bool,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: Tensor | float,
+    sample_weight: Tensor | None,
+    index_only: bool,
+) -> ClassRows:
+    checks.check_floating(name, input)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
+    if input.ndim == 0:
+        raise ValueError(f"{name} has shape (); wanted {'(..., V)' if last else 'logits (N, C, ...) or (C,)'}.")
+    dim = input.ndim - 1 if last else min(input.ndim - 1, 1)
+    rows_shape = input.shape[:dim] + input.shape[dim + 1 :]
+    num_classes = input.shape[dim]
+    checks.check_class_vector("weight", weight, num_classes)
+    checks.check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    logits = widen(input)
+    keep = valid = index = probability = None
+    if target.is_floating_point():
+        if index_only:
+            raise ValueError(
+                f"target has dtype {target.dtype} and shape {tuple(target.shape)}; this objective wants class indices "
+                f"(int64) of shape {tuple(rows_shape)}: it is not defined for probabilities."
+            )
+        checks.check_shape("target", target, input.shape, "probabilities shaped as input, or int64 class indices")
+        if ignore_index != -100:
+            raise ValueError("ignore_index is for class-index targets; for probabilities use sample_weight of 0.")
+        if checks.may_read_values(target):
+            checks.check_unit_interval("target", target)
+        smoothed = target.to(logits.dtype)
+        probability = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
+    else:
+        if target.dtype == torch.bool or target.is_complex():
+            wanted = "int64 class indices" + ("" if index_only else " or float probabilities")
+            raise TypeError(f"target has dtype {target.dtype}; wanted {wanted}.")
+        checks.check_shape(
+            "target",
+            target,
+            rows_shape,
+            f"a class index for each row of {name} (class axis at dim {dim})"
+            + ("" if index_only else ", or probabilities"),
+        )
+        if checks.may_read_values(target):
+            checks.check_labels(target, num_classes, ignore_index)
+        keep = target != ignore_index
+        valid = (target >= 0) & (target < num_classes)
+        index = torch.where(valid & keep, target, 0).long()
+        logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
+    return ClassRows(
+        logits,
+        dim=dim,
+        keep=keep,
+        valid=valid,
+        index=index,
+        probability=probability,
+        weight=None if weight is None else weight.to(logits.dtype),
+        label_smoothing=label_smoothing,
+        sample_weight=_row_weight(sample_weight, rows_shape, logits.dtype),
+    )
 
 
 def _row_weight(sample_weight: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:

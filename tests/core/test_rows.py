@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossary.core.rows import class_rows, label_entries
+from lossary.core.rows import class_rows, label_entries, token_rows
 
 
 def cross_entropy(input: Tensor, target: Tensor, *, reduction="mean", normalizer=None, **options) -> Tensor:
@@ -154,3 +154,16 @@ def test_entries_log_miss_of_soft_targets() -> None:
     y = torch.linspace(0, 1, 11, dtype=torch.float64)
     p = z.sigmoid()
     torch.testing.assert_close(label_entries(z, y).log_miss().exp(), y * (1 - p) + (1 - y) * p)
+
+
+def test_tokens_have_the_vocabulary_last() -> None:
+    logits, target = torch.randn(2, 3, 4, dtype=torch.float64), torch.tensor([[0, 3, -100], [1, 1, 2]])
+    weight = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    rows = token_rows(logits, target, weight=weight, label_smoothing=0.1)
+    loss = rows.reduce(rows.expect(-rows.log_p()), reduction="mean", normalizer=None)
+    expected = F.cross_entropy(logits.movedim(-1, 1), target, weight, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(ValueError, match=r"target has shape \(2,\); wanted \(2, 3\), .*logits \(class axis at dim 2\)"):
+        token_rows(logits, target[:, 0])
+    with pytest.raises(ValueError, match="it is not defined for probabilities"):
+        token_rows(logits, logits.softmax(-1))
