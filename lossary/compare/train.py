@@ -353,18 +353,15 @@ class _Stack:
 
     def _shared_batches(self, epoch: int) -> Iterator[_Batch]:
         """Each fold's rows shuffled anew, the same for all its members; the remainder is dropped."""
-        rows = {}
+        batches = {}
         for fold in set(self._fold_of):
             draw = generator(self._training.seed, "batches", *self._keys[fold], epoch)
             order = torch.randperm(len(self._x_train[fold]), generator=draw)[: self._batches * self._batch_size]
-            rows[fold] = order.to(self._device)
-        shuffled = {
-            fold: (self._x_train[fold][taken], self._y_train[fold][taken], taken) for fold, taken in rows.items()
-        }
+            rows = order.to(self._device)
+            shuffled = self._x_train[fold][rows], self._y_train[fold][rows], rows
+            batches[fold] = list(zip(*(values.split(self._batch_size) for values in shuffled), strict=True))
         for step in range(self._batches):
-            part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-            of_fold = {fold: [values[part] for values in parts] for fold, parts in shuffled.items()}
-            yield _Batch(*map(list, zip(*(of_fold[fold] for fold in self._fold_of), strict=True)))
+            yield _Batch(*map(list, zip(*(batches[fold][step] for fold in self._fold_of), strict=True)))
 
     def _own_batches(self, row: Tensor) -> Iterator[_Batch]:
         """Batches of the rows ``(live, batches, R)`` that the candidate has drawn."""

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
+from lossary import calibration
 from lossary.compare.report.curves import Curve
 
 if TYPE_CHECKING:
@@ -223,11 +225,18 @@ def reliability_bins(probabilities: Sequence[npt.NDArray[Any]], targets: Sequenc
         confidence = np.concatenate([p.max(1) for p in probabilities])
         right = np.concatenate([p.argmax(1) == t for p, t in zip(probabilities, targets, strict=True)]).astype(float)
     known = np.isfinite(confidence)
-    confidence, right = confidence[known], right[known]
-    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
-    frame = pd.DataFrame({"center": (bins + 0.5) / BINS, "confidence": confidence, "observed": right, "count": 1})
-    grouped = frame.groupby("center", as_index=False)
-    return grouped.agg({"confidence": "mean", "observed": "mean", "count": "sum"})
+    found = calibration.reliability_bins(
+        torch.from_numpy(confidence[known]).clamp(max=1), torch.from_numpy(right[known]), BINS
+    )
+    frame = pd.DataFrame(
+        {
+            "center": (found.edges[:-1] + found.edges[1:]).numpy() / 2,
+            "confidence": found.confidence.numpy(),
+            "observed": found.accuracy.numpy(),
+            "count": found.count.long().numpy(),
+        }
+    )
+    return frame[frame["count"] > 0].reset_index(drop=True)
 
 
 def curves(drawn: Sequence[Curve], baseline: Sequence[Curve], style: Style) -> go.Figure:
