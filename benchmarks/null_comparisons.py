@@ -5,6 +5,7 @@
 Cross-entropy competes against five other names of itself, each trained with seeds of its own (initial weights, batches
 and proposals), on samples of real tables. Whatever is recommended but cross-entropy is wrong. A recommendation in more
 than 5% of comparisons, by an exact binomial test at 1%, would show that the rule does not hold what it promises.
+A record that is there already, of the same versions and trials, is gone on with.
 """
 
 from __future__ import annotations
@@ -65,19 +66,33 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
-    console, start, found = Console(), time.monotonic(), []
-    for number in range(options.comparisons):
+    console, start = Console(), time.monotonic()
+    found, before = recorded(options.out, options.trials)
+    if found:
+        console.print(f"{len(found)} comparisons are on record: going on after them.")
+    for number in range(len(found), options.comparisons):
         found.append(compare_null(TABLES[number % len(TABLES)], seed=number, trials=options.trials))
         line = found[-1]
         console.print(f"{number + 1:3} {line['table']:15} recommended: {line['recommended']:20} {line['verdicts']}")
-        record = summary(found, options.trials, time.monotonic() - start)
+        record = summary(found, options.trials, before + time.monotonic() - start)
         if options.out:  # after each, so that a run that is stopped has its record too
             options.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = summary(found, options.trials, before + time.monotonic() - start)
     console.print(
         f"{record['wrongly_recommended']} of {len(found)} comparisons recommended another name of cross-entropy "
         f"(binomial p = {record['p_value_against_5_percent']:.2g} against 5%); {record['told_apart']} of "
         f"{record['verdicts']} verdicts told one from the other."
     )
+
+
+def recorded(path: Path | None, trials: int) -> tuple[list[dict[str, Any]], float]:
+    """The comparisons that a record holds already, and the seconds they took; none if it is of another kind."""
+    if path is None or not path.exists():
+        return [], 0.0
+    record = json.loads(path.read_text())
+    if record["versions"] != versions() or not record["command"].endswith(f"--trials {trials}"):
+        return [], 0.0
+    return record["runs"], record["seconds"]
 
 
 def summary(found: list[dict[str, Any]], trials: int, seconds: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lossary.compare.options import Options
 from lossary.compare.splits import SMALL
-from lossary.compare.wording import count
+from lossary.compare.wording import count, duration
 
 TRIALS_LADDER = (16, 8, 4, 2, 1)
 ROUND_SIZE = 8
@@ -152,12 +152,13 @@ def fit_budget(
         rows: Outer-training rows of a split.
         inner: Inner folds of a split.
     """
-    smaller = plan
-    for smaller in _smaller_plans(plan, rows):
-        stacks = [seconds * _share(smaller, rows) * SAFETY for seconds in stack_seconds]
-        seconds = spent + _seconds(smaller, stacks, overhead, rows, inner)
-        if seconds <= budget:
-            break
+
+    def expected(plan: Plan) -> float:
+        stacks = [seconds * _share(plan, rows) * SAFETY for seconds in stack_seconds]
+        return spent + _seconds(plan, stacks, overhead, rows, inner)
+
+    *_, smallest = plans = list(_smaller_plans(plan, rows))
+    smaller = next((plan for plan in plans if expected(plan) <= budget), smallest)
     changes = [
         f"{name} instead of {was}"
         for name, was, now in (
@@ -167,13 +168,16 @@ def fit_budget(
         )
         if now != was
     ]
-    notes = (f"To keep within --budget {budget:g} s: {', '.join(changes)}.",) if changes else ()
+    notes = [f"To keep within --budget {budget:g} s: {', '.join(changes)}."] if changes else []
+    if changes:
+        untuned = " With one trial nothing is tuned." if smaller.trials == 1 else ""
+        notes.append(f"Without a budget it would take about {duration(expected(plan))}.{untuned}")
     fits = len(plan.candidates) * plan.round_size * inner
     return dataclasses.replace(
         smaller,
         notes=(*plan.notes, *notes),
         seconds_per_fit=sum(stack_seconds) / fits * _share(smaller, rows),
-        estimated_seconds=seconds,
+        estimated_seconds=expected(smaller),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from lossary.compare.options import Options
 from lossary.compare.plan import Plan, best_seconds, first_plan, fit_budget, fit_memory, most_workers, schedule
+from lossary.compare.wording import duration
 
 GB = 10**9
 
@@ -65,9 +66,11 @@ def test_a_budget_cuts_trials_then_repeats_then_rows() -> None:
 
 
 def test_what_a_budget_cuts_is_said() -> None:
-    (note,) = budgeted(150).notes
-    assert note.startswith("To keep within --budget 150 s: ")
-    assert "trials a candidate and split instead of 16" in note
+    cut, whole = budgeted(150).notes
+    assert cut.startswith("To keep within --budget 150 s: ")
+    assert "trials a candidate and split instead of 16" in cut
+    assert whole == f"Without a budget it would take about {duration(budgeted(10_000).estimated_seconds)}."
+    assert budgeted(40).notes[1].endswith("With one trial nothing is tuned.")
 
 
 def test_stacks_of_few_members_are_cheaper_where_they_have_less_overhead() -> None:
