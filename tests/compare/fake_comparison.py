@@ -61,7 +61,7 @@ def fake_comparison(
         verdicts[candidate] = _verdict(candidate, place, 0.4 + sign * gain, gain, tested=splits > 1)
     recommended = candidates[2] if len(candidates) > 2 and splits > 1 else candidates[0]
     title = get_candidate(recommended, task).title
-    fits = pd.DataFrame({"candidate": list(candidates) * 60, "inner": 0, "score": 0.4, "at_cap": False})
+    fits = pd.DataFrame({"candidate": list(candidates) * 60, "inner": 0, "score": 0.4, "at_cap": False, "seconds": 0.9})
     return Comparison(
         table=Table(
             name=name,
