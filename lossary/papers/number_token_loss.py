@@ -124,7 +124,7 @@ def _addition(run: Run, seed: int, kind: str, ntl_weight: float) -> dict[str, fl
         target[:train],
         _loss(kind, ntl_weight),
         optimizer=optimizer,
-        epochs=run.pick(40, 2),
+        epochs=run.pick(30, 2),
         batch_size=128,
         seed=seed,
     )
