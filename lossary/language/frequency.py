@@ -150,8 +150,8 @@ def power_law_decay_loss(
         sample_weight=sample_weight,
     )
     check_shape("frequency", frequency, (rows.num_classes,), "one for each entry of the vocabulary")
-    _warn_of_unseen(target, frequency, alpha, epsilon, max_weight, ignore_index)
     weights = power_law_decay_weights(frequency.double(), alpha=alpha, epsilon=epsilon, max_weight=max_weight)
+    _warn_of_unseen(target, frequency, alpha, epsilon, max_weight, ignore_index)
     assert rows.index is not None
     factor = weights.to(rows.logits.dtype)[rows.index]
     return reduce_rows(
@@ -335,10 +335,9 @@ def linear_power_law_decay_loss(
         vocab_parallel=vocab_parallel,
     )
     check_shape("frequency", frequency, (rows.vocab,), "one for each entry of the vocabulary")
+    weights = power_law_decay_weights(frequency.double(), alpha=alpha, epsilon=epsilon, max_weight=max_weight)
     _warn_of_unseen(target[..., shift:] if shift else target, frequency, alpha, epsilon, max_weight, ignore_index)
-    factor = rows.per_target(
-        power_law_decay_weights(frequency.double(), alpha=alpha, epsilon=epsilon, max_weight=max_weight)
-    )
+    factor = rows.per_target(weights)
     coefficients: dict[str, Tensor | float] = {"log_prob": -(1 - label_smoothing) * rows.target_weight() * factor}
     if isinstance(label_smoothing, Tensor) or label_smoothing:
         coefficients["mean_log_prob" if weight is None else "weighted_mean_log_prob"] = -label_smoothing * factor

@@ -31,8 +31,8 @@ CARD = Paper(
     formula="L = -sum_i w_i log p_i(y_i) / #{i: w_i > 0}; learning rate x sqrt(tokens / baseline tokens)",
     call=(
         "from lossary.language import WeightedInstructionLoss\n"
-        "quality = torch.linspace(0.5, 1.0, len(tokens))\n"
-        "loss = WeightedInstructionLoss()(logits, tokens, quality)"
+        "quality = torch.linspace(0.5, 1.0, len(labels))\n"
+        "loss = WeightedInstructionLoss()(logits, labels, quality)"
     ),
     claim="Weighting the examples of an instruction set by their quality makes a better model than taking all alike.",
     use_when="examples are of mixed quality that is known, or the number of scored tokens varies from step to step",

@@ -41,7 +41,7 @@ CARD = Paper(
     formula="L = CE + lambda sum_k q_k |v_k - y|, for q the softmax over the number tokens, of values v",
     call=(
         "from lossary.language import CrossEntropyWithNumberTokenLoss\n"
-        "loss = CrossEntropyWithNumberTokenLoss(torch.arange(10.0), ntl_weight=0.3)(logits, tokens)"
+        "loss = CrossEntropyWithNumberTokenLoss(torch.arange(10.0), ntl_weight=0.3)(logits, labels)"
     ),
     claim="Added to cross-entropy, the distance between predicted and wanted number tokens brings the numbers that a "
     "language model answers closer to the right ones.",

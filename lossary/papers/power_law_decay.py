@@ -36,7 +36,7 @@ CARD = Paper(
     formula="L = -sum_k w(y_k) log p(y_k) / sum_k w(y_k), w(v) = (frequency(v) + epsilon)^-alpha",
     call=(
         "from lossary.language import PowerLawDecayLoss\n"
-        "loss = PowerLawDecayLoss.from_token_ids(tokens, vocab_size=10, alpha=0.5)(logits, tokens)"
+        "loss = PowerLawDecayLoss.from_token_ids(labels, vocab_size=10, alpha=0.5)(logits, labels)"
     ),
     claim="Weighting tokens by an inverse power of their frequency makes a model attend to rare, specific words.",
     use_when="a fine-tuned model falls back on frequent words, and rare ones carry what matters",
