@@ -18,6 +18,13 @@ from torch._subclasses.fake_tensor import is_fake
 from lossary.core.types import Reduction
 
 
+def is_concrete(tensor: Tensor) -> bool:
+    """Whether the tensor holds numbers here and now: not while compiling, under functorch, on fake or meta tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or is_fake(tensor) or tensor.is_meta)
+
+
 def may_read_values(*tensors: Tensor | None) -> bool:
     """Whether the values of the tensors can be looked at here and now.
 
@@ -28,12 +35,7 @@ def may_read_values(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or setting == "never":
         return False
     return all(
-        not (
-            torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            or is_fake(tensor)
-            or tensor.is_meta
-            or (tensor.device.type != "cpu" and setting != "always")
-        )
+        is_concrete(tensor) and (tensor.device.type == "cpu" or setting == "always")
         for tensor in tensors
         if tensor is not None
     )

@@ -51,6 +51,7 @@ class Registered:
         exempt: Checks of the contract that it does not undergo, each with its reason.
         stateful: Whether it returns ``(loss, new state)``.
         batch_level: Whether it is one value for the whole batch (a metric's surrogate), with no loss per row to reduce.
+        nothing_is_zero: Whether ``mean`` is 0, not NaN, where no row counts.
         module: The class that remembers its hyperparameters, or None.
     """
 
@@ -64,6 +65,7 @@ class Registered:
     exempt: Mapping[str, str]
     stateful: bool
     batch_level: bool
+    nothing_is_zero: bool = False
     module: type[Objective] | None = None
 
     @property
@@ -85,6 +87,7 @@ def objective(
     exempt: Mapping[str, str] | None = None,
     stateful: bool = False,
     batch_level: bool = False,
+    nothing_is_zero: bool = False,
 ) -> Callable[[Function], Function]:
     """Decorator that enters a pure objective in the register; see :class:`Registered` for the words."""
 
@@ -94,7 +97,17 @@ def objective(
             raise ValueError(f"{name} is registered twice: by {_REGISTER[name].function.__module__} and here.")
         family = function.__module__.split(".")[1]
         _REGISTER[name] = Registered(
-            name, family, function, kind, example, arguments, unbounded, dict(exempt or {}), stateful, batch_level
+            name,
+            family,
+            function,
+            kind,
+            example,
+            arguments,
+            unbounded,
+            dict(exempt or {}),
+            stateful,
+            batch_level,
+            nothing_is_zero,
         )
         return function
 

@@ -163,11 +163,18 @@ class ClassRows:
         total = weight.sum()
         return (_masked(values, self.keep) * weight).sum() / torch.where(total == 0, 1.0, total)
 
-    def reduce(self, values: Tensor, *, reduction: Reduction, normalizer: Tensor | float | None) -> Tensor:
+    def reduce(
+        self,
+        values: Tensor,
+        *,
+        reduction: Reduction,
+        normalizer: Tensor | float | None,
+        nothing_is_zero: bool = False,
+    ) -> Tensor:
         """Reduce a loss per row ``(N, ...)``, class weights already inside, as PyTorch does.
 
         ``mean`` divides by the summed weights of the kept rows for index targets and by their number for probability
-        targets; ``normalizer`` replaces that divisor.
+        targets; ``normalizer`` replaces that divisor. Where it is 0 the mean is NaN, or 0 with ``nothing_is_zero``.
         """
         return reduce_rows(
             values,
@@ -177,6 +184,7 @@ class ClassRows:
             sample_weight=self._sample_weight,
             reduction=reduction,
             normalizer=normalizer,
+            nothing_is_zero=nothing_is_zero,
         )
 
     def _label(self) -> Tensor:
@@ -197,6 +205,7 @@ def reduce_rows(
     sample_weight: Tensor | None,
     reduction: Reduction,
     normalizer: Tensor | float | None,
+    nothing_is_zero: bool = False,
 ) -> Tensor:
     """Reduce a loss per row as PyTorch does; what :meth:`ClassRows.reduce` and its like on other inputs share.
 
@@ -208,6 +217,7 @@ def reduce_rows(
         sample_weight: Weight of each row.
         reduction: ``none``, ``mean`` or ``sum``.
         normalizer: Divisor in place of that of ``mean``.
+        nothing_is_zero: Whether a ``mean`` over no weight is 0, not NaN.
     """
     checks.check_reduction(reduction)
     checks.check_normalizer(normalizer)
@@ -223,6 +233,8 @@ def reduce_rows(
     if normalizer is None:
         divisor = label_weight if sample_weight is None else label_weight * sample_weight
         normalizer = _masked(divisor.expand(values.shape), keep).sum()
+        if nothing_is_zero:
+            normalizer = torch.where(normalizer == 0, 1.0, normalizer)
     return values.sum() / normalizer
 
 

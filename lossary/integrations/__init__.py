@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lossary.integrations.hugging_face import use_linear_head
+from lossary.integrations.hugging_face import trainer_loss, use_linear_head
 
-__all__ = ["use_linear_head"]
+__all__ = ["trainer_loss", "use_linear_head"]

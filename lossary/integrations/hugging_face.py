@@ -1,4 +1,4 @@
-"""Hugging Face causal language models whose loss never stores the logits."""
+"""Hugging Face: losses for ``Trainer``, and causal language models whose loss never stores the logits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from lossary.language import linear_cross_entropy
+from lossary.core.objective import Kind, Objective, registered
+from lossary.language import linear_cross_entropy, shift_labels
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,6 +61,77 @@ def use_linear_head(model: Model, objective: Callable[..., Tensor] = linear_cros
     holder.linear_head_call = functools.partial(objective, **_head_options(config), **options)
     holder.forward = types.MethodType(_forward_like(type(model)), model)
     return model
+
+
+def trainer_loss(objective: Callable[..., Tensor], *, shift: bool = True, **options: Any) -> Callable[..., Tensor]:
+    """A function for ``transformers.Trainer(compute_loss_func=...)`` of an objective over tokens.
+
+    Reach for it to train by any objective of Lossary on the logits of a language model; for those on a linear head
+    :func:`use_linear_head` needs no logits. Labels are shifted, -100 counts for nothing, and the divisor is the number
+    of items in the whole step, so that accumulation over micro-batches and ranks equals one batch. Trainer hands no
+    ``position_ids`` to a loss: where sequences are packed the label of each one's first token has to be -100, as
+    ``DataCollatorWithFlattening`` makes it.
+
+    Args:
+        objective: An objective over tokens or classes: a module, or a function with its options. In training its own
+            divisor (such as summed weights) gives way to the number of items.
+        shift: Whether logits predict the next label, as in causal language models; False for encoder-decoders.
+        options: Options of the objective where it is a function, such as ``number_values``.
+
+    Returns:
+        The function ``(outputs, labels, num_items_in_batch=None) -> loss``.
+
+    Raises:
+        TypeError: The objective is not over tokens, or has parameters, which Trainer would not train.
+
+    Example:
+        >>> import torch
+        >>> from transformers.modeling_outputs import CausalLMOutput
+        >>> from lossary.classification import FocalLoss
+        >>> compute_loss = trainer_loss(FocalLoss(gamma=0.0))
+        >>> outputs, labels = CausalLMOutput(logits=torch.zeros(1, 3, 4)), torch.tensor([[-100, 1, 2]])
+        >>> compute_loss(outputs, labels, num_items_in_batch=4)
+        tensor(0.6931)
+
+    Source:
+        ``transformers.Trainer``: what it hands to ``compute_loss_func``, and what it multiplies the loss by on ranks.
+    """
+    function = objective.function if isinstance(objective, Objective) else objective
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", type(objective).__name__)
+    kind = next((found.kind for found in registered().values() if found.function is function), Kind.TOKENS)
+    if kind not in (Kind.TOKENS, Kind.CLASSES):
+        hint = "; use_linear_head takes it" if kind is Kind.HEAD else ""
+        raise TypeError(f"objective is {name}, on {kind.value}; wanted one over tokens{hint}.")
+    if isinstance(objective, nn.Module) and any(True for _ in objective.parameters()):
+        raise TypeError(f"objective is a {type(objective).__name__} with parameters, which Trainer would not train.")
+    ignored = getattr(objective, "ignore_index", options.get("ignore_index", -100))
+
+    def compute_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        if labels is None:
+            raise ValueError("labels is None; wanted a batch with labels.")
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        target = shift_labels(labels) if shift else labels
+        target = torch.where(target == -100, ignored, target).to(logits.device)
+        if kind is Kind.CLASSES:
+            logits, target = logits.flatten(0, -2), target.flatten()
+        if isinstance(objective, nn.Module):
+            objective.to(logits.device)
+        here = {
+            option: value.to(logits.device) if isinstance(value, Tensor) else value for option, value in options.items()
+        }
+        return objective(logits, target, normalizer=_normalizer(num_items_in_batch, logits.device), **here)
+
+    return compute_loss
+
+
+def _normalizer(count: Tensor | int | None, device: torch.device) -> Tensor | None:
+    """The divisor of a step; 1 where it has no items, whose sum is 0."""
+    if count is None:
+        return None
+    # DataParallel makes a row of equal counts.
+    return torch.as_tensor(count, device=device).reshape(-1)[0].clamp(min=1)
 
 
 def _forward_like(model_class: type) -> Callable[..., Any]:

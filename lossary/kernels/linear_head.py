@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lossary.core import checks
-from lossary.kernels import reference
 from lossary.kernels.rows import Backend, head_rows
 
 if TYPE_CHECKING:
@@ -201,9 +200,5 @@ def logits_at(
         wanted = (*input.shape[:-1], index.shape[-1])
         checks.check_shape("index", index, wanted, "K entries for each row of input, or (K,) for all")
     if shared:
-        hidden, head, bias = rows.head[:3]
-        bias = None if bias is None else bias[index]
-        z = reference.logits(hidden, head[index], bias, rows.options.softcap, rows.options.temperature)
-    else:
-        z = rows.logits_at(index.reshape(-1, index.shape[-1]))
-    return z.reshape(*input.shape[:-1], index.shape[-1])
+        return rows.logits_of(index)
+    return rows.logits_at(index.reshape(-1, index.shape[-1])).reshape(*input.shape[:-1], index.shape[-1])

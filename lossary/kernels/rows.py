@@ -19,6 +19,7 @@ from lossary.core import checks
 from lossary.core.numerics import product
 from lossary.core.rows import reduce_rows
 from lossary.core.types import Reduction
+from lossary.core.values import full_precision
 from lossary.kernels import cpu, ops, reference
 from lossary.kernels.options import Options
 from lossary.kernels.state import OF_TARGET, STATISTICS
@@ -167,7 +168,14 @@ class HeadRows:
         weight = weight if self._sample_weight is None else weight * self._sample_weight
         return torch.where(self.keep, weight, 0.0)
 
-    def reduce(self, values: Tensor, *, reduction: Reduction, normalizer: Tensor | float | None) -> Tensor:
+    def reduce(
+        self,
+        values: Tensor,
+        *,
+        reduction: Reduction,
+        normalizer: Tensor | float | None,
+        nothing_is_zero: bool = False,
+    ) -> Tensor:
         """Reduce a loss per row (of :attr:`shape`), class weights already inside, as PyTorch does."""
         shaped = None if self._sample_weight is None else self._sample_weight.reshape(self.shape)
         target_weight = None if self._target_weight is None else self._target_weight.reshape(self.shape)
@@ -179,6 +187,7 @@ class HeadRows:
             sample_weight=shaped,
             reduction=reduction,
             normalizer=normalizer,
+            nothing_is_zero=nothing_is_zero,
         )
 
     def target_weight(self) -> Tensor:
@@ -205,6 +214,28 @@ class HeadRows:
             return self._ranks.sum_values(here * input.sum())
         z = ops.logits_at(self._ranks.sum_gradients(input), linear_weight, linear_bias, place, softcap, temperature)
         return self._ranks.sum_values(torch.where(here, z, 0.0))
+
+    def logits_of(self, entries: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits of the same entries ``(K,)`` in every row, :attr:`shape` + (K,), from a head cut down to them.
+
+        What rows hold that are ignored, or not kept by ``keep`` (of :attr:`shape`), reaches no gradient.
+        """
+        input, linear_weight, linear_bias = self.head[:3]
+        for mask in (self.keep, None if keep is None else keep.reshape(-1)):
+            input = input if mask is None else torch.where(mask.unsqueeze(1), input, 0.0)
+        place = entries
+        if self._ranks is not None:
+            if not len(linear_weight):
+                nothing = (0.0 * input.sum(1, keepdim=True)).expand(-1, len(entries))
+                return self._ranks.sum_values(nothing.to(cpu.wide_dtype(input))).reshape(*self.shape, len(entries))
+            input, place = self._ranks.sum_gradients(input), self._ranks.place(entries).clamp(min=0)
+        bias = None if linear_bias is None else linear_bias[place]
+        temperature = self._temperature if self.options.backend == "reference" else self.options.temperature
+        with full_precision(input):
+            z = reference.logits(input, linear_weight[place], bias, self.options.softcap, temperature)
+        if self._ranks is not None:
+            z = self._ranks.sum_values(torch.where(self._ranks.holds(entries), z, 0.0))
+        return z.reshape(*self.shape, len(entries))
 
     def top(self, k: int) -> dict[str, Tensor]:
         """The ``k`` most likely entries and their log-probabilities, both :attr:`shape` + (k,)."""

@@ -1,5 +1,6 @@
 """A vocabulary spread over 2 and 4 processes gives what one process gives: values, gradients, samples, top entries."""
 
+import math
 import socket
 from typing import Any
 
@@ -10,7 +11,12 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from lossary.kernels import STATISTICS, VocabParallel, linear_head
-from lossary.language import linear_cross_entropy, linear_focal_loss
+from lossary.language import (
+    linear_cross_entropy,
+    linear_cross_entropy_with_number_token_loss,
+    linear_focal_loss,
+    linear_power_law_decay_loss,
+)
 
 VOCAB = 13  # three ranks of four hold 4 entries, the last 1
 NAMES = tuple(name for name in STATISTICS if name != "target_logit")
@@ -48,6 +54,13 @@ def objectives(
         **rows,
         "cross-entropy": linear_cross_entropy(input, weight, target, bias, **smooth, **options),
         "focal": linear_focal_loss(input, weight, target, bias, alpha=classes, vocab_parallel=ranks),
+        "numbers": linear_cross_entropy_with_number_token_loss(
+            *(input, weight, target, torch.tensor([*range(5), *[math.nan] * (VOCAB - 5)]).double()),
+            linear_bias=bias,
+            reweigh=True,
+            **options,
+        ),
+        "decay": linear_power_law_decay_loss(input, weight, target, classes, linear_bias=bias, **options),
         "chosen": rows["top_log_prob"].square().sum() + rows["sample_log_prob"].sum(),
     }
 
