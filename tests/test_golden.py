@@ -190,4 +190,5 @@ def perturbed(value: Any, case: dict[str, Any]) -> Any:
     if isinstance(value, str | bool) or value is None:
         return f"not {value}"
     numbers = array(value)
-    return numbers + 10 * (case["atol"] + case["rtol"] * np.abs(numbers))
+    tolerance = case["atol"] + case["rtol"] * np.abs(numbers)
+    return numbers + np.where(tolerance > 0, 10 * tolerance, 1)

@@ -8,6 +8,11 @@ from lossary.language.cross_entropy import (
     linear_cross_entropy,
     z_loss,
 )
+from lossary.language.growing import (
+    depth_upscale,
+    depth_upscale_indices,
+    merge_state_dicts,
+)
 from lossary.language.linear import (
     LinearEntropyRegularizedCrossEntropyLoss,
     LinearFocalLoss,
@@ -35,11 +40,14 @@ __all__ = [
     "MinimumRiskLoss",
     "PRESETS",
     "ReinforceLoss",
+    "depth_upscale",
+    "depth_upscale_indices",
     "linear_cross_entropy",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
     "linear_poly1_cross_entropy_loss",
     "linear_sequence_logps",
+    "merge_state_dicts",
     "minimum_risk_loss",
     "reinforce_loss",
     "sequence_logps",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -87,21 +87,17 @@ def reproduce(run: Run) -> Evidence:
     ordered = sum(table == sorted(table) for table in tables)
     gaussians = run.pick(GAUSSIAN_ALPHAS, (0.6, 1.0))
     fitted = [fit_gaussian(alpha) for alpha in gaussians]
+    of_tables = [sum(column) / len(tables) for column in zip(*tables, strict=True)]
+    rises = "rises" if entropy == sorted(entropy) else "does not rise"
     return run.conclude(
         series=[
             Series("Solved by alpha", "alpha", "pass@k on test prompts", arms, passed),
             Series("Entropy by alpha", "alpha", "nats for an answer", arms, {"policy": entropy}),
         ],
         notes=[
-            "Entropy of an answer to a test prompt by alpha: "
-            + ", ".join(f"{value:.3f} at {alpha:g}" for alpha, value in zip(arms, entropy, strict=True))
-            + f"; it {'rises' if entropy == sorted(entropy) else 'does not rise'} with alpha throughout.",
-            f"In a table of 12 responses the entropy of the optimum rises with alpha in {ordered} of {len(tables)} draws; means "
-            + ", ".join(
-                f"{sum(column) / len(tables):.3f} at {alpha:g}"
-                for alpha, column in zip(ENTROPY_ALPHAS, zip(*tables, strict=True), strict=True)
-            )
-            + ".",
+            f"Entropy of an answer to a test prompt: {_by_alpha(arms, entropy)}; it {rises} with alpha throughout.",
+            f"In a table of 12 responses the entropy of the optimum rises with alpha in {ordered} of {len(tables)} "
+            f"draws; means: {_by_alpha(ENTROPY_ALPHAS, of_tables)}.",
             "One Gaussian fitted to a mixture of two has mean and deviation "
             + ", ".join(f"{m:.2f}, {s:.2f} at {alpha:g}" for alpha, (m, s) in zip(gaussians, fitted, strict=True))
             + ".",
@@ -196,7 +192,7 @@ def _products(seed: int, alpha: float, *, steps: int, steps_before: int) -> dict
 
 @functools.cache
 def _before(seed: int, steps: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The model before, trained on answers of which a fifth are right; its log-probabilities; which prompts have pairs."""
+    """The model before, trained on answers a fifth of which are right; its log-probabilities; prompts with pairs."""
     model = mlp((2 * SIZE + 3 + 20, 128, 128, 10), seed)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3, fused=True)
     generator = seeding.generator(seed, "answers")
@@ -259,6 +255,10 @@ def _digits(number: Tensor) -> Tensor:
 
 def _number(digits: Tensor) -> Tensor:
     return 100 * digits[..., 0] + 10 * digits[..., 1] + digits[..., 2]
+
+
+def _by_alpha(alphas: Sequence[float], values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f} at {alpha:g}" for alpha, value in zip(alphas, values, strict=True))
 
 
 def _arm(alpha: float) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from lossary.preference.dpo_positive import (
+    DPOPositiveLoss,
+    dpo_positive_loss,
+)
 from lossary.preference.h_dpo import (
     HDPOLoss,
     h_dpo_divergence,
@@ -10,7 +14,9 @@ from lossary.preference.h_dpo import (
 )
 
 __all__ = [
+    "DPOPositiveLoss",
     "HDPOLoss",
+    "dpo_positive_loss",
     "h_dpo_divergence",
     "h_dpo_loss",
     "h_dpo_rewards",
