@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from lossary.preference.degrees import (
+    PreferenceDegreeHead,
+    PreferenceDegreeLoss,
+    SPOLoss,
+    degrade_response,
+    preference_degree_loss,
+    rake_keywords,
+)
 from lossary.preference.dpo_positive import (
     DPOPositiveLoss,
     dpo_positive_loss,
@@ -16,8 +24,14 @@ from lossary.preference.h_dpo import (
 __all__ = [
     "DPOPositiveLoss",
     "HDPOLoss",
+    "PreferenceDegreeHead",
+    "PreferenceDegreeLoss",
+    "SPOLoss",
+    "degrade_response",
     "dpo_positive_loss",
     "h_dpo_divergence",
     "h_dpo_loss",
     "h_dpo_rewards",
+    "preference_degree_loss",
+    "rake_keywords",
 ]
