@@ -62,8 +62,8 @@ CARD = Paper(
     seeds=5,
     limits=(
         "The paper's win rates, judged by GPT-4 on summaries and dialogues of 7B models. Here a transformer of 2 "
-        "layers learns some 150 sentences on data sets. The removal schedule, gamma and the pooling are our choices: no code "
-        "is public."
+        "layers learns some 150 sentences on data sets. The removal schedule, gamma and the pooling are our "
+        "choices: no code is public."
     ),
 )
 
@@ -171,7 +171,7 @@ def _measured(model: Policy, reference: Policy, train: Data, test: Data) -> dict
     for data in (train, test):
         tokens = data.chosen_versions["rake"].flatten(0, 1)
         features.append((_last_hidden(model, tokens).numpy(), data.degrees.clamp(min=0).flatten().numpy()))
-    probe = LogisticRegression(max_iter=1000).fit(*features[0])
+    probe = LogisticRegression(max_iter=200).fit(*features[0])
     return {
         "Kendall's tau of reward and degree": (signs[differ]).mean().item(),
         "accuracy on pairs": (reward(test.chosen) > reward(test.rejected)).double().mean().item(),

@@ -346,7 +346,7 @@ def degrade_response(
 
     Example:
         >>> degrade_response("The battery is good, the new screen bright", num_degrees=3, stopwords={"the", "is"})
-        ['The battery is good, the new screen bright', 'The battery is, the', 'The is, the']
+        ['The battery is good, the new screen bright', 'The battery is good, the', 'The battery is, the']
 
     Source:
         Li et al.: Self-supervised Preference Optimization (Findings of EMNLP 2024, arXiv 2409.17791). How much each
