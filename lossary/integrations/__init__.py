@@ -1,7 +1,29 @@
-"""Adapters to other libraries: no mathematics of their own."""
+"""Adapters to other libraries: no mathematics of their own. Each library is imported when its adapter is asked for."""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lossary.integrations.hugging_face import use_linear_head
 
-__all__ = ["use_linear_head"]
+if TYPE_CHECKING:
+    from lossary.integrations.trl import HDPOTrainer as HDPOTrainer
+    from lossary.integrations.trl import SPOTrainer as SPOTrainer
+
+_LAZY = {
+    "HDPOTrainer": "lossary.integrations.trl",
+    "SPOTrainer": "lossary.integrations.trl",
+}
+
+__all__ = ["HDPOTrainer", "SPOTrainer", "use_linear_head"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lossary.integrations' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

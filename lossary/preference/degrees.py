@@ -394,10 +394,10 @@ def _removed(
 
 def _without(text: str, spans: Iterable[tuple[str, int, int]], gone: set[int]) -> str:
     """The text less some pieces, each with the space before it."""
-    kept, end_before = [], 0
+    kept, end_before = [text[: len(text) - len(text.lstrip())]], 0
     for place, (_, start, end) in enumerate(spans):
         if place not in gone:
-            kept.append(text[end_before if kept else start : end])
+            kept.append(text[end_before if len(kept) > 1 else start : end])
         end_before = end
     return "".join(kept)
 
