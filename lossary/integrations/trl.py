@@ -114,12 +114,12 @@ class SPOTrainer(DPOTrainer):  # type: ignore[misc]  # a class of a library that
             stopwords = text.ENGLISH_STOP_WORDS
         self.gamma = gamma
         self.num_degrees = num_degrees
-        self._degrade = {"num_degrees": num_degrees, "stopwords": stopwords, "strategy": strategy}
+        self._degrade: dict[str, Any] = {"num_degrees": num_degrees, "stopwords": stopwords, "strategy": strategy}
         degrade_response("", **self._degrade)  # so that a wrong option is told before the data are prepared
         super().__init__(*arguments, **options)
         if self._is_vision_dataset:
             raise ValueError("The data have images; wanted text alone.")
-        self.data_collator = _WithVersions(self.data_collator, self._tokenizer.pad_token_id)
+        self.data_collator = _WithVersions(self)
         width = self.model.config.get_text_config().hidden_size
         head = PreferenceDegreeHead(width, num_degrees).to(self.model.device, self.model.dtype)
         self.model.preference_degree_head = head  # a part of the model, so that optimizer and ranks know it
@@ -192,9 +192,9 @@ class _WithVersions:
     Versions that do not exist are the prompt alone, with degree -100.
     """
 
-    def __init__(self, collator: Any, padding: int) -> None:
-        self.collator = collator
-        self.padding = padding
+    def __init__(self, trainer: Any) -> None:
+        self.collator = trainer.data_collator
+        self.padding: int = trainer._tokenizer.pad_token_id
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = self.collator(examples)

@@ -134,7 +134,7 @@ def _trained(network: nn.Module, epochs: int, seed: int) -> float:
 
 
 @functools.cache
-def _smaller(seed: int, epochs: int) -> tuple[nn.Module, float]:
+def _smaller(seed: int, epochs: int) -> tuple[Residual, float]:
     network = Residual(BLOCKS, seed)
     return network, _trained(network, epochs, seed)
 

@@ -141,14 +141,14 @@ def _trained(seed: int, arm: str, *, steps: int, steps_before: int) -> dict[str,
         known = reference.logps(train.chosen), reference.logps(train.rejected)
     for _ in range(steps):
         rows = torch.randint(len(train.chosen), (8,), generator=generator)
-        logps = model.logps(torch.cat([train.chosen[rows], train.rejected[rows]])).chunk(2)
+        won, lost = model.logps(torch.cat([train.chosen[rows], train.rejected[rows]])).chunk(2)
         if arm == "DPO":
-            loss = h_dpo_loss(*logps, known[0][rows], known[1][rows])
+            loss = h_dpo_loss(won, lost, known[0][rows], known[1][rows])
         else:
             versions = torch.cat([train.chosen_versions[strategy][rows], train.rejected_versions[strategy][rows]])
             chosen, rejected = _degree_logits(model, head, versions).chunk(2)
             degrees = train.degrees[rows]
-            loss = SPOLoss(h_dpo_loss)(*logps, known[0][rows], known[1][rows], chosen, degrees, rejected, degrees)
+            loss = SPOLoss(h_dpo_loss)(won, lost, known[0][rows], known[1][rows], chosen, degrees, rejected, degrees)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -188,7 +188,7 @@ def _last_hidden(model: Policy, tokens: Tensor) -> Tensor:
 def _degree_logits(model: Policy, head: PreferenceDegreeHead, versions: Tensor) -> Tensor:
     tokens = versions.flatten(0, 1)
     logits: Tensor = head(model(tokens), tokens >= 0)
-    return logits.unflatten(0, versions.shape[:2])
+    return logits.reshape(*versions.shape[:2], -1)
 
 
 @functools.cache

@@ -292,7 +292,7 @@ def rake_keywords(
 
 
 @overload
-def degrade_response(
+def degrade_response(  # type: ignore[overload-overlap]  # a text is a sequence of texts
     tokens_or_text: str,
     *,
     num_degrees: int = 4,
@@ -371,7 +371,7 @@ def _removed(
     generator: torch.Generator | None,
 ) -> list[set[int]]:
     """Places of the pieces that each version is without."""
-    places = collections.defaultdict(list)
+    places: dict[tuple[str, ...], list[int]] = collections.defaultdict(list)
     candidates = _candidates(pieces, stopwords)
     for phrase, start in candidates:
         places[phrase] += range(start, start + len(phrase))
