@@ -37,8 +37,11 @@ class HDPOTrainer(DPOTrainer):  # type: ignore[misc]  # a class of a library tha
         ValueError: ``alpha`` is out of range, or ``args`` asks for something other than DPO's own loss.
 
     Example:
-        >>> HDPOTrainer.__mro__[1].__name__
-        'DPOTrainer'
+        >>> from trl import DPOConfig
+        >>> trainer = HDPOTrainer(  # doctest: +SKIP
+        ...     "Qwen/Qwen3-0.6B", alpha=0.95, args=DPOConfig("aligned", beta=0.1), train_dataset=pairs
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
 
     Source:
         Omura, Fujita, Kataoka: Entropy Controllable Direct Preference Optimization (arXiv 2411.07595).
@@ -92,8 +95,11 @@ class SPOTrainer(DPOTrainer):  # type: ignore[misc]  # a class of a library that
         ValueError: ``gamma``, ``num_degrees`` or ``strategy`` is wrong, or the data have images.
 
     Example:
-        >>> SPOTrainer.__mro__[1].__name__
-        'DPOTrainer'
+        >>> from trl import DPOConfig
+        >>> trainer = SPOTrainer(  # doctest: +SKIP
+        ...     "Qwen/Qwen3-0.6B", gamma=1.0, args=DPOConfig("aligned", beta=0.1), train_dataset=pairs
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
 
     Source:
         Li et al.: Self-supervised Preference Optimization (Findings of EMNLP 2024, arXiv 2409.17791).
