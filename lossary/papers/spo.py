@@ -158,6 +158,8 @@ def _trained(seed: int, arm: str, *, steps: int, steps_before: int) -> dict[str,
 
 def _measured(model: Policy, reference: Policy, train: Data, test: Data) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     def reward(tokens: Tensor) -> Tensor:
         return model.logps(tokens) - reference.logps(tokens)
@@ -171,7 +173,7 @@ def _measured(model: Policy, reference: Policy, train: Data, test: Data) -> dict
     for data in (train, test):
         tokens = data.chosen_versions["rake"].flatten(0, 1)
         features.append((_last_hidden(model, tokens).numpy(), data.degrees.clamp(min=0).flatten().numpy()))
-    probe = LogisticRegression(max_iter=200).fit(*features[0])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(*features[0])
     return {
         "Kendall's tau of reward and degree": (signs[differ]).mean().item(),
         "accuracy on pairs": (reward(test.chosen) > reward(test.rejected)).double().mean().item(),
