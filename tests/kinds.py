@@ -238,6 +238,30 @@ class Images(Inputs):
         return None
 
 
+class Preferences(Inputs):
+    """Policy log-probabilities of chosen and rejected beside each other, and those of the reference likewise."""
+
+    NAMES = ("chosen_logps", "rejected_logps")
+
+    def sample(self, scale: float, generator: torch.Generator) -> Data:
+        return numbers(scale, generator, ROWS, 2), numbers(scale, generator, ROWS, 2)
+
+    def shapes(self, input: Tensor, target: Tensor) -> list[Data]:
+        return [(input, target), (input.reshape(3, 2, 2), target.reshape(3, 2, 2))]
+
+    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        input[0, 1] = -math.inf
+        return input, target, {}
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        policy, reference = given.pop("input"), given.pop("target")
+        return {
+            **{f"policy_{name}": policy[..., place] for place, name in enumerate(self.NAMES)},
+            **{f"reference_{name}": reference[..., place] for place, name in enumerate(self.NAMES)},
+            **given,
+        }
+
+
 def numbers(scale: float, generator: torch.Generator, *shape: int) -> Tensor:
     """Normal numbers that are the same in float32, so that precisions compare like with like."""
     drawn = torch.randn(shape or (ROWS, CLASSES), generator=generator, dtype=torch.float64)
@@ -259,4 +283,5 @@ KINDS: dict[Kind, Inputs] = {
     Kind.EMBEDDINGS: Embeddings(),
     Kind.REGIONS: Regions(),
     Kind.IMAGES: Images(),
+    Kind.PREFERENCES: Preferences(),
 }

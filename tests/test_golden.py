@@ -94,8 +94,9 @@ def call(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, Any]:
         for method, args, *rest in case["steps"]:
             output = getattr(instance, method)(*resolve(args, tensors), **resolve(rest[0] if rest else {}, tensors))
         return instance, output
-    args = [*resolve(case.get("args", []), tensors)]
-    kwargs = {**resolve(case.get("inputs", {}), tensors), **resolve(case.get("kwargs", {}), tensors)}
+    args = [*resolve(case.get("args", []), {**tensors, **case.get("inputs", {})})]
+    inputs = {name: value for name, value in case.get("inputs", {}).items() if name not in case.get("args", [])}
+    kwargs = {**resolve(inputs, tensors), **resolve(case.get("kwargs", {}), tensors)}
     for _ in range(case.get("calls", 1)):
         output = target(*args, **kwargs)
     return instance, output
@@ -190,4 +191,5 @@ def perturbed(value: Any, case: dict[str, Any]) -> Any:
     if isinstance(value, str | bool) or value is None:
         return f"not {value}"
     numbers = array(value)
-    return numbers + 10 * (case["atol"] + case["rtol"] * np.abs(numbers))
+    tolerance = case["atol"] + case["rtol"] * np.abs(numbers)
+    return numbers + np.where(tolerance > 0, 10 * tolerance, 1)

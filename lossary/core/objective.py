@@ -34,6 +34,7 @@ class Kind(enum.Enum):
     EMBEDDINGS = "embeddings (N, D) with class indices and a vector (C, D) for each class"
     REGIONS = "logits (N, C, d1, ...) with class indices; a row is a whole image"
     IMAGES = "images or feature maps (N, C, H, W) with others of the same size; a row is a whole image"
+    PREFERENCES = "log-probabilities (N,) of chosen and rejected responses, under policy and reference"
 
 
 @dataclasses.dataclass(frozen=True)

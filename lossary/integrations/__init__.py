@@ -1,7 +1,40 @@
-"""Adapters to other libraries: no mathematics of their own."""
+"""Adapters to other libraries: no mathematics of their own. Each library is imported when its adapter is asked for."""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lossary.integrations.hugging_face import trainer_loss, use_linear_head
 
-__all__ = ["trainer_loss", "use_linear_head"]
+if TYPE_CHECKING:
+    from lossary.integrations.cringe_trainer import PairwiseCringeTrainer as PairwiseCringeTrainer
+    from lossary.integrations.cringe_trainer import PreferenceCollator as PreferenceCollator
+    from lossary.integrations.trl import HDPOTrainer as HDPOTrainer
+    from lossary.integrations.trl import SPOTrainer as SPOTrainer
+
+_LAZY = {  # what is made of another library's classes, and so imports it
+    "HDPOTrainer": "lossary.integrations.trl",
+    "PairwiseCringeTrainer": "lossary.integrations.cringe_trainer",
+    "PreferenceCollator": "lossary.integrations.cringe_trainer",
+    "SPOTrainer": "lossary.integrations.trl",
+}
+
+__all__ = [
+    "HDPOTrainer",
+    "PairwiseCringeTrainer",
+    "PreferenceCollator",
+    "SPOTrainer",
+    "trainer_loss",
+    "use_linear_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lossary.integrations' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
