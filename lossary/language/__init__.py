@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from lossary.language.coverage import (
+    DCOLoss,
+    LinearDCOLoss,
+    dco_factor,
+    dco_loss,
+    dco_loss_from_logps,
+    linear_dco_loss,
+    pass_at_n,
+    pass_at_n_unbiased,
+)
 from lossary.language.cross_entropy import (
     PRESETS,
     LinearCrossEntropyLoss,
@@ -28,19 +38,27 @@ from lossary.language.sequence_risk import (
 )
 
 __all__ = [
+    "DCOLoss",
     "LinearCrossEntropyLoss",
+    "LinearDCOLoss",
     "LinearEntropyRegularizedCrossEntropyLoss",
     "LinearFocalLoss",
     "LinearPoly1CrossEntropyLoss",
     "MinimumRiskLoss",
     "PRESETS",
     "ReinforceLoss",
+    "dco_factor",
+    "dco_loss",
+    "dco_loss_from_logps",
     "linear_cross_entropy",
+    "linear_dco_loss",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
     "linear_poly1_cross_entropy_loss",
     "linear_sequence_logps",
     "minimum_risk_loss",
+    "pass_at_n",
+    "pass_at_n_unbiased",
     "reinforce_loss",
     "sequence_logps",
     "z_loss",
