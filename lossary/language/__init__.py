@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lossary.language.bigram import BigramSource, transition_metrics
 from lossary.language.coverage import (
     DCOLoss,
     LinearDCOLoss,
@@ -26,6 +27,15 @@ from lossary.language.linear import (
     linear_focal_loss,
     linear_poly1_cross_entropy_loss,
 )
+from lossary.language.mixce import (
+    LinearMixCELoss,
+    MixCELoss,
+    MixCEStarLoss,
+    gumbel_rollout,
+    linear_mixce_loss,
+    mixce_loss,
+    mixce_star_loss,
+)
 from lossary.language.sequence import (
     linear_sequence_logps,
     sequence_logps,
@@ -38,28 +48,37 @@ from lossary.language.sequence_risk import (
 )
 
 __all__ = [
+    "BigramSource",
     "DCOLoss",
     "LinearCrossEntropyLoss",
     "LinearDCOLoss",
     "LinearEntropyRegularizedCrossEntropyLoss",
     "LinearFocalLoss",
+    "LinearMixCELoss",
     "LinearPoly1CrossEntropyLoss",
     "MinimumRiskLoss",
+    "MixCELoss",
+    "MixCEStarLoss",
     "PRESETS",
     "ReinforceLoss",
     "dco_factor",
     "dco_loss",
     "dco_loss_from_logps",
+    "gumbel_rollout",
     "linear_cross_entropy",
     "linear_dco_loss",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
+    "linear_mixce_loss",
     "linear_poly1_cross_entropy_loss",
     "linear_sequence_logps",
     "minimum_risk_loss",
+    "mixce_loss",
+    "mixce_star_loss",
     "pass_at_n",
     "pass_at_n_unbiased",
     "reinforce_loss",
     "sequence_logps",
+    "transition_metrics",
     "z_loss",
 ]
