@@ -78,7 +78,7 @@ def dco_loss(
 
     Example:
         >>> dco_loss(torch.zeros(1, 2, 2), torch.tensor([[0, 1]]), N=4)  # p = 1/4
-        tensor(0.3802)
+        tensor(0.3804)
 
     Source:
         Chen, Raventos, Cheng, Ganguli, Druckmann: Rethinking Fine-Tuning when Scaling Test-Time Compute: Limiting
@@ -109,7 +109,7 @@ class DCOLoss(Objective):
 
     Example:
         >>> DCOLoss(N=4)(torch.zeros(1, 2, 2), torch.tensor([[0, 1]]))
-        tensor(0.3802)
+        tensor(0.3804)
     """
 
     function = dco_loss
@@ -220,7 +220,7 @@ def linear_dco_loss(
 
     Example:
         >>> linear_dco_loss(torch.zeros(1, 2, 3), torch.zeros(2, 3), torch.tensor([[0, 1]]), N=4)
-        tensor(0.3802)
+        tensor(0.3804)
 
     Source:
         Chen et al. (NeurIPS 2025, arXiv 2502.07154), on the head of Cut Your Losses (arXiv 2411.09009).
@@ -254,7 +254,7 @@ class LinearDCOLoss(HeadObjective):
 
     Example:
         >>> LinearDCOLoss(N=4)(torch.zeros(1, 2, 3), torch.zeros(2, 3), torch.tensor([[0, 1]]))
-        tensor(0.3802)
+        tensor(0.3804)
     """
 
     function = linear_dco_loss
@@ -356,7 +356,7 @@ def dco_loss_from_logps(
 
     Example:
         >>> dco_loss_from_logps(torch.tensor([0.25, 0.5]).log(), N=4, reduction="none")
-        tensor([0.3802, 0.0645])
+        tensor([0.3804, 0.0645])
 
     Source:
         Chen et al. (NeurIPS 2025, arXiv 2502.07154).
@@ -487,7 +487,7 @@ def pass_at_n_unbiased(correct: Tensor | int, draws: Tensor | int, N: int) -> Te
             raise ValueError("correct contains a number outside [0, draws]; wanted how many of the draws are right.")
     correct, draws = correct.double().unsqueeze(-1), draws.double().unsqueeze(-1)
     left = draws - torch.arange(N, dtype=torch.float64, device=correct.device)
-    return -torch.expm1(torch.log1p(-(correct / left).clamp(max=1.0)).sum(-1))
+    return torch.expm1(torch.log1p(-(correct / left).clamp(max=1.0)).sum(-1)).abs()
 
 
 def _of_rows(
@@ -525,7 +525,7 @@ def _log_coverage(log_p: Tensor, N: Tensor | float) -> Tensor:
 
 
 def _branches(log_p: Tensor, N: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """N as a tensor; where N p is so small that two terms of its series are exact, and where p is 1; log p elsewhere."""
+    """N as a tensor; where N p is so small that two terms of its series are exact; where p is 1; log p elsewhere."""
     N = torch.as_tensor(N, dtype=log_p.dtype, device=log_p.device)
     rare, sure = log_p + N.log() < -20, log_p == 0
     return N, rare, sure, torch.where(rare | sure, -1.0, log_p)
