@@ -1,5 +1,6 @@
 """MixCE: its gradient in closed form, its bounds and limits, the rollout, the bigram law and its metrics."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_probabilities_of_texts() -> None:
     for row, text in enumerate(texts.tolist()):
         said = text[: text.index(5) + 1]
         by_hand[row] = law.first[said[0]].log()
-        for one, other in zip(said, said[1:], strict=False):
+        for one, other in itertools.pairwise(said):
             by_hand[row] += (law.transition[one, other] + 1e-30).log()
     torch.testing.assert_close(law.log_prob(texts), by_hand)
     one_hots = F.one_hot(inside, 6).double().requires_grad_()
