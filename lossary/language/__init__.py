@@ -19,6 +19,15 @@ from lossary.language.cross_entropy import (
     linear_cross_entropy,
     z_loss,
 )
+from lossary.language.eisl import (
+    EISLLoss,
+    LinearEISLLoss,
+    eisl_loss,
+    eisl_with_cross_entropy,
+    linear_eisl_loss,
+    linear_eisl_with_cross_entropy,
+    ngram_match_scores,
+)
 from lossary.language.linear import (
     LinearEntropyRegularizedCrossEntropyLoss,
     LinearFocalLoss,
@@ -50,8 +59,10 @@ from lossary.language.sequence_risk import (
 __all__ = [
     "BigramSource",
     "DCOLoss",
+    "EISLLoss",
     "LinearCrossEntropyLoss",
     "LinearDCOLoss",
+    "LinearEISLLoss",
     "LinearEntropyRegularizedCrossEntropyLoss",
     "LinearFocalLoss",
     "LinearMixCELoss",
@@ -64,9 +75,13 @@ __all__ = [
     "dco_factor",
     "dco_loss",
     "dco_loss_from_logps",
+    "eisl_loss",
+    "eisl_with_cross_entropy",
     "gumbel_rollout",
     "linear_cross_entropy",
     "linear_dco_loss",
+    "linear_eisl_loss",
+    "linear_eisl_with_cross_entropy",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
     "linear_mixce_loss",
@@ -75,6 +90,7 @@ __all__ = [
     "minimum_risk_loss",
     "mixce_loss",
     "mixce_star_loss",
+    "ngram_match_scores",
     "pass_at_n",
     "pass_at_n_unbiased",
     "reinforce_loss",

@@ -30,7 +30,7 @@ CARD = Paper(
         "pass_at_n_unbiased",
     ),
     formula="L = -log(1 - (1 - p)^N)",
-    call="from lossary.language import DCOLoss\nloss = DCOLoss(N=16)(logits, tokens)  # p is of the whole sequence",
+    call="from lossary.language import DCOLoss\nloss = DCOLoss(N=16)(logits, labels)  # p is of the whole sequence",
     claim="Longer training with cross-entropy lowers pass@N for large N; training for pass@N does not, and is best at "
     "its own N.",
     use_when="N answers are drawn at test time and one right one is enough: a verifier, a proof checker, unit tests",

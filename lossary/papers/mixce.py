@@ -33,7 +33,7 @@ CARD = Paper(
         "transition_metrics",
     ),
     formula="L = -(eta + (1 - eta) q) log q, the weight constant to the gradient",
-    call="from lossary.language import MixCELoss\nloss = MixCELoss(mixing_ratio=0.5)(logits, tokens)",
+    call="from lossary.language import MixCELoss\nloss = MixCELoss(mixing_ratio=0.5)(logits, labels)",
     claim="Trained on samples of a known bigram law, MixCE comes nearer to the law than maximum likelihood does, and "
     "gives less to what is impossible.",
     use_when="a language model that is trained already should write well in plain sampling, without top-p",
