@@ -578,7 +578,7 @@ def _of_rows(
     if segment is not None:
         check_shape("segment", segment, log_p.shape[:2], "the packed sequence of each token of output and target")
         check_shape("segment", segment, kept.shape, "the packed sequence of each token of output and target")
-    heard = torch.ones_like(log_p[:, :, 0], dtype=torch.bool) if output_mask is None else output_mask
+    heard = log_p.new_ones(log_p.shape[:2], dtype=torch.bool) if output_mask is None else output_mask
     total, weight = log_p.new_zeros(len(log_p)), log_p.new_zeros(len(log_p))
     for place, n in _sizes(ngrams, *log_p.shape[1:]):
         scores = _diagonals(log_p, n)
