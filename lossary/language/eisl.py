@@ -267,6 +267,7 @@ def linear_eisl_loss(
     Source:
         Liu et al. (NAACL 2022, arXiv 2106.15078), on the head of Cut Your Losses (arXiv 2411.09009).
     """
+    check_floating("linear_weight", linear_weight)
     vocab = linear_weight.shape[0] if vocab_parallel is None else vocab_parallel.vocab_size
     _check(input, target, linear_weight.shape[1:], ignore_index, output_mask, name="input", vocab=vocab)
     labels = _labels(target, vocab, ignore_index)
@@ -662,13 +663,14 @@ def _of_targets_of_head(
         input = torch.where(output_mask.unsqueeze(2), input, 0.0)
     index = labels.unsqueeze(1).expand(-1, input.shape[1], -1).flatten(0, 1)
     z = head_rows(input, linear_weight, None, linear_bias, **head).logits_at(index)
-    if not z.shape[-1]:
-        return z.reshape(*input.shape[:2], 0)
+    shape = (*input.shape[:2], labels.shape[1])
+    if not labels.shape[1]:
+        return z.reshape(shape)
     best = z.detach().argmax(-1, keepdim=True)
     top = z.gather(-1, best)
     relative = z - torch.where(top == -torch.inf, 0.0, top)
     rows = head_rows(input, linear_weight, index.gather(-1, best).reshape(input.shape[:2]), linear_bias, **head)
-    return rows.statistics("log_prob")["log_prob"].unsqueeze(2) + relative.reshape(*input.shape[:2], -1)
+    return rows.statistics("log_prob")["log_prob"].unsqueeze(2) + relative.reshape(shape)
 
 
 def _together(

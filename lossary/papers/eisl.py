@@ -6,14 +6,13 @@ import re
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossary.core import seeding
 from lossary.language import eisl_loss
 from lossary.papers._evidence import Evidence, Series
 from lossary.papers._paper import Paper
 from lossary.papers._run import Run
-from lossary.papers._training import mlp
 
 CARD = Paper(
     slug="eisl",
@@ -44,77 +43,114 @@ CARD = Paper(
     margin=0.1,
     baseline="cross-entropy",
     method="EISL, n=2",
-    seeds=4,
+    seeds=3,
     limits=(
         "Symbols are translated one by one, and noise is a shift by one or two with random symbols in the gap: the "
         "shuffles, repetitions and blanks of the paper, its translation of Multi30k and WMT18 (BLEU) and its transfer "
-        "of style are not run. The real text is a cipher of Shakespeare's letters."
+        "of style are not run. The real text is a cipher of Shakespeare's letters. A first design had the dense "
+        "network alone, which sees all symbols alike, and 4 seeds: with 0.9 of the targets shifted EISL (0.130) fell "
+        "behind cross-entropy (0.212), with 0.5 it was ahead (0.922 against 0.680). N-grams do not say which shift is "
+        "right, so the network has to prefer one; the dense network stays as an arm."
     ),
 )
 
-ARMS = {"cross-entropy": 0, "EISL, n=2": 2, "EISL, n=4": 4}
+ARMS = {
+    "cross-entropy": 0,
+    "EISL, n=2": 2,
+    "EISL, n=4": 4,
+    "cross-entropy, dense network": 0,
+    "EISL, n=2, dense network": 2,
+}
 NOISES = (0.0, 0.5, 0.9)
 LENGTH, ROWS, TEST_ROWS = 6, 800, 500
 
 
 def reproduce(run: Run) -> Evidence:
-    """Six symbols of twelve, translated one by one by a network of one hidden layer; some training targets are shifted.
+    """Six symbols of twelve, translated one by one; some targets of the 800 training pairs are shifted.
 
-    800 pairs, batches of 100, Adam at 1e-2, 16 epochs of which the first 4 are cross-entropy in every arm; clean test
-    pairs. In the full form also with six letters of tinyshakespeare, 90% of the targets shifted. n = 4 at 0.9 alone.
+    One layer of attention (width 48, 4 heads), Adam at 2e-3, batches of 100, 24 epochs of which the first 4 are
+    cross-entropy in every arm. At 0.9 besides n = 4, a dense network of one hidden layer (Adam at 1e-2), and in the
+    full form six letters of tinyshakespeare instead of symbols.
     """
-    noises, epochs = run.pick(NOISES, (0.9,)), run.pick(16, 6)
+    epochs = run.pick(24, 6)
     for seed, arm in run.trials(list(ARMS)):
+        compared = arm in (CARD.baseline, CARD.method)
         results: dict[str, float] = {}
-        for noise in noises if ARMS[arm] != 4 else noises[-1:]:
-            tokens, whole = _train(seed, ARMS[arm], noise, text=False, epochs=epochs)
+        for noise in run.pick(NOISES, (0.9,)) if compared else (0.9,):
+            tokens, whole = _train(seed, arm, noise, text=False, epochs=epochs)
             results |= {f"accuracy at {noise:g}": tokens, f"whole sequences at {noise:g}": whole}
-        if not run.quick and ARMS[arm] != 4:
-            results["accuracy on letters at 0.9"], _ = _train(seed, ARMS[arm], 0.9, text=True, epochs=epochs)
+        if compared and not run.quick:
+            results["accuracy on letters at 0.9"], _ = _train(seed, arm, 0.9, text=True, epochs=epochs)
         run.record(arm, **results)
-    compared = (CARD.baseline, CARD.method)
-    accuracy = {arm: [run.mean(arm, f"accuracy at {noise:g}") for noise in noises] for arm in compared}
     whole = ", ".join(f"{run.mean(arm, 'whole sequences at 0.9'):.3f} by {arm}" for arm in ARMS)
+    tokens = ", ".join(f"{run.mean(arm, 'accuracy at 0.9'):.3f} by {arm}" for arm in ARMS)
     notes = [
-        f"{arm}: {', '.join(f'{value:.3f}' for value in values)} of tokens right with "
-        f"{', '.join(f'{noise:g}' for noise in noises)} of the targets shifted."
-        for arm, values in accuracy.items()
+        f"Tokens right with 0.9 of the targets shifted: {tokens}.",
+        f"Whole sequences right with 0.9 of the targets shifted: {whole}.",
     ]
-    notes.append(f"Whole sequences right with 0.9 of the targets shifted: {whole}.")
-    if not run.quick:
-        letters = ", ".join(f"{run.mean(arm, 'accuracy on letters at 0.9'):.3f} by {arm}" for arm in compared)
-        notes.append(f"Letters of Shakespeare, 0.9 of the targets shifted: {letters} of tokens right.")
+    if run.quick:
+        return run.conclude(notes=notes)
+    arms = (CARD.baseline, CARD.method)
+    accuracy = {arm: [run.mean(arm, f"accuracy at {noise:g}") for noise in NOISES] for arm in arms}
+    letters = ", ".join(f"{run.mean(arm, 'accuracy on letters at 0.9'):.3f} by {arm}" for arm in arms)
     return run.conclude(
-        series=[Series("Shifted targets", "share of shifted targets", "accuracy of tokens", noises, accuracy)],
-        notes=notes,
+        series=[Series("Shifted targets", "share of shifted targets", "accuracy of tokens", NOISES, accuracy)],
+        notes=[*notes, f"Letters of Shakespeare, 0.9 of the targets shifted: {letters} of tokens right."],
     )
 
 
-def _train(seed: int, n: int, noise: float, *, text: bool, epochs: int) -> tuple[float, float]:
-    """Accuracy of tokens and of whole sequences, trained with n-grams (cross-entropy for n = 0)."""
+def _train(seed: int, arm: str, noise: float, *, text: bool, epochs: int) -> tuple[float, float]:
+    """Accuracy of tokens and of whole sequences."""
     generator = seeding.generator(seed, "pairs")
     vocab = 27 if text else 12
     source = (_letters if text else _symbols)(generator)
     truth = (7 * source + 3) % vocab
     target = _shifted(truth[:ROWS], noise, vocab, generator)
-    x = F.one_hot(source, vocab).flatten(1).float()
-    model = mlp((x.shape[1], 128, LENGTH * vocab), seed)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2, fused=True)
+    dense = arm.endswith("dense network")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive(seed, "init"))
+        model = _dense(vocab) if dense else _Attention(vocab)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2 if dense else 2e-3, fused=True)
     for epoch in range(epochs):
         for rows in torch.randperm(ROWS, generator=generator).split(100):
-            logits = model(x[rows]).unflatten(1, (LENGTH, vocab))
-            by_ngrams = n and epoch >= 4
-            loss = eisl_loss(logits, target[rows], ngrams=(n,)) if by_ngrams else _cross_entropy(logits, target[rows])
+            logits = model(source[rows])
+            if ARMS[arm] and epoch >= 4:
+                loss = eisl_loss(logits, target[rows], ngrams=(ARMS[arm],))
+            else:
+                loss = F.cross_entropy(logits.flatten(0, 1), target[rows].flatten())
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
     with torch.no_grad():
-        right = model(x[ROWS:]).unflatten(1, (LENGTH, vocab)).argmax(-1) == truth[ROWS:]
+        right = model.eval()(source[ROWS:]).argmax(-1) == truth[ROWS:]
     return right.double().mean().item(), right.all(1).double().mean().item()
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+class _Attention(nn.Module):
+    """Symbols and their places, one layer of attention, a head."""
+
+    def __init__(self, vocab: int, width: int = 48) -> None:
+        super().__init__()
+        self.symbols = nn.Embedding(vocab, width)
+        self.places = nn.Parameter(torch.randn(LENGTH, width))
+        self.body = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(width, vocab)
+
+    def forward(self, source: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.symbols(source) + self.places))
+        return logits
+
+
+def _dense(vocab: int) -> nn.Module:
+    """All places by one hidden layer: no output is nearer to one place than to another."""
+    return nn.Sequential(
+        nn.Embedding.from_pretrained(torch.eye(vocab)),
+        nn.Flatten(),
+        nn.Linear(LENGTH * vocab, 128),
+        nn.ReLU(),
+        nn.Linear(128, LENGTH * vocab),
+        nn.Unflatten(1, (LENGTH, vocab)),
+    )
 
 
 def _shifted(truth: Tensor, noise: float, vocab: int, generator: torch.Generator) -> Tensor:
