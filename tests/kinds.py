@@ -223,6 +223,17 @@ class Sequences(Inputs):
         return {"logits": given.pop("input"), **given}
 
 
+class HeadSequences(Sequences):
+    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        return KINDS[Kind.HEAD].infinite(input, target)  # type: ignore[return-value]
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        return KINDS[Kind.HEAD].arguments(given)
+
+    def under_autocast(self, input: Tensor) -> Tensor:
+        return KINDS[Kind.HEAD].under_autocast(input)
+
+
 class Images(Inputs):
     single_rows = False
 
@@ -275,6 +286,7 @@ KINDS: dict[Kind, Inputs] = {
     Kind.TOKENS: Tokens(),
     Kind.SEQUENCES: Sequences(),
     Kind.HEAD: Head(),
+    Kind.HEAD_SEQUENCES: HeadSequences(),
     Kind.TEACHER: Teacher(),
     Kind.POINTS: Points(),
     Kind.RASTERS: Rasters(),

@@ -26,6 +26,7 @@ class Kind(enum.Enum):
     TOKENS = "logits (..., V) with class indices (...)"
     SEQUENCES = "logits (B, T, V) with class indices (B, T); a row is a whole sequence"
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
+    HEAD_SEQUENCES = "hidden states (B, T, D) and a linear head (V, D), with class indices (B, T); a row is a sequence"
     TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"
     POINTS = "points (N, D) of the ball of curvature -0.1, compared with each other"
     RASTERS = "kernels (motifs, neurons, delays) with the onsets and the rasters of trials"
