@@ -16,6 +16,7 @@ from lossary.language.linear import (
     linear_focal_loss,
     linear_poly1_cross_entropy_loss,
 )
+from lossary.language.markov import MarkovSource, SwitchingSource
 from lossary.language.sequence import (
     linear_sequence_logps,
     sequence_logps,
@@ -26,15 +27,29 @@ from lossary.language.sequence_risk import (
     minimum_risk_loss,
     reinforce_loss,
 )
+from lossary.language.tokenizers import (
+    BPETokenizer,
+    DictionaryTokenizer,
+    LZWTokenizer,
+    fixed_length_tokenizer,
+    tokenization_gap,
+    unigram_cross_entropy,
+)
 
 __all__ = [
+    "BPETokenizer",
+    "DictionaryTokenizer",
+    "LZWTokenizer",
     "LinearCrossEntropyLoss",
     "LinearEntropyRegularizedCrossEntropyLoss",
     "LinearFocalLoss",
     "LinearPoly1CrossEntropyLoss",
+    "MarkovSource",
     "MinimumRiskLoss",
     "PRESETS",
     "ReinforceLoss",
+    "SwitchingSource",
+    "fixed_length_tokenizer",
     "linear_cross_entropy",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
@@ -43,5 +58,7 @@ __all__ = [
     "minimum_risk_loss",
     "reinforce_loss",
     "sequence_logps",
+    "tokenization_gap",
+    "unigram_cross_entropy",
     "z_loss",
 ]
