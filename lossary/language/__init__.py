@@ -8,6 +8,13 @@ from lossary.language.cross_entropy import (
     linear_cross_entropy,
     z_loss,
 )
+from lossary.language.exact_transformers import (
+    ExactFirstTransformer,
+    ExactParityTransformer,
+    first_data,
+    length_profile,
+    parity_data,
+)
 from lossary.language.linear import (
     LinearEntropyRegularizedCrossEntropyLoss,
     LinearFocalLoss,
@@ -15,6 +22,11 @@ from lossary.language.linear import (
     linear_entropy_regularized_cross_entropy_loss,
     linear_focal_loss,
     linear_poly1_cross_entropy_loss,
+)
+from lossary.language.log_length import (
+    LogLengthAttention,
+    LogLengthTransformerEncoderLayer,
+    log_length_attention,
 )
 from lossary.language.markov import MarkovSource, SwitchingSource
 from lossary.language.sequence import (
@@ -39,23 +51,31 @@ from lossary.language.tokenizers import (
 __all__ = [
     "BPETokenizer",
     "DictionaryTokenizer",
+    "ExactFirstTransformer",
+    "ExactParityTransformer",
     "LZWTokenizer",
     "LinearCrossEntropyLoss",
     "LinearEntropyRegularizedCrossEntropyLoss",
     "LinearFocalLoss",
     "LinearPoly1CrossEntropyLoss",
+    "LogLengthAttention",
+    "LogLengthTransformerEncoderLayer",
     "MarkovSource",
     "MinimumRiskLoss",
     "PRESETS",
     "ReinforceLoss",
     "SwitchingSource",
+    "first_data",
     "fixed_length_tokenizer",
+    "length_profile",
     "linear_cross_entropy",
     "linear_entropy_regularized_cross_entropy_loss",
     "linear_focal_loss",
     "linear_poly1_cross_entropy_loss",
     "linear_sequence_logps",
+    "log_length_attention",
     "minimum_risk_loss",
+    "parity_data",
     "reinforce_loss",
     "sequence_logps",
     "tokenization_gap",
