@@ -55,6 +55,8 @@ def run(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             tensors[name].requires_grad_()
     if case["call"] == "lossary.regression.MeanScaleQuantizer":
         return run_quantizer(case, tensors)
+    if case["call"] == "lossary.language.cramming_metrics":
+        return run_cramming(case, tensors)
     if case["call"] == "lossary.language.LZWTokenizer":
         return run_tokenizer(case, tensors)
     instance, output = call(case, tensors)
@@ -111,6 +113,23 @@ def run_quantizer(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dic
     quantizer, (ids, mask, scale) = call(case, tensors)
     actual = {"output": ids, "mask": mask, "scale": scale, "decoded": quantizer.decode(ids, scale)}
     return actual, parse(case["expected"])
+
+
+def run_cramming(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Beside the metrics the case may expect the memory's gradient through a model that is given there."""
+    expected = parse(case["expected"])
+    _, output = call(case, tensors)
+    actual, wanted = {"output": output}, {"output": expected["output"]}
+    if reference := expected.get("memory_grad_reference"):
+        assert reference["model"] == "logits = 3 * causal_mean(inputs_embeds) @ head"
+        memory = public("lossary.language.MemoryTokens")(*reference["memory"].shape, std=1.0).double()
+        memory.memory.data = reference["memory"]
+        embeds = memory(reference["embedding"][tensors["input_ids"]])
+        logits = 3 * (embeds.cumsum(1) / torch.arange(1, embeds.shape[1] + 1).unsqueeze(1)) @ reference["head"]
+        metrics = public(case["call"])(logits, tensors["input_ids"], **case["kwargs"])
+        actual |= {"logits": logits, "gradient": torch.autograd.grad(metrics["loss"], memory.memory)[0]}
+        wanted |= {"logits": tensors["logits"], "gradient": reference["grad_memory"]}
+    return actual, wanted
 
 
 def run_tokenizer(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from lossary.language.cramming import (
+    CrammingOptimizer,
+    CrammingResult,
+    MemoryTokens,
+    cramming_metrics,
+    decode_from_memory,
+    decoding_capacity,
+    information_gain,
+    theoretical_capacity,
+    token_gain,
+)
 from lossary.language.cross_entropy import (
     PRESETS,
     LinearCrossEntropyLoss,
@@ -50,6 +61,8 @@ from lossary.language.tokenizers import (
 
 __all__ = [
     "BPETokenizer",
+    "CrammingOptimizer",
+    "CrammingResult",
     "DictionaryTokenizer",
     "ExactFirstTransformer",
     "ExactParityTransformer",
@@ -61,12 +74,17 @@ __all__ = [
     "LogLengthAttention",
     "LogLengthTransformerEncoderLayer",
     "MarkovSource",
+    "MemoryTokens",
     "MinimumRiskLoss",
     "PRESETS",
     "ReinforceLoss",
     "SwitchingSource",
+    "cramming_metrics",
+    "decode_from_memory",
+    "decoding_capacity",
     "first_data",
     "fixed_length_tokenizer",
+    "information_gain",
     "length_profile",
     "linear_cross_entropy",
     "linear_entropy_regularized_cross_entropy_loss",
@@ -78,6 +96,8 @@ __all__ = [
     "parity_data",
     "reinforce_loss",
     "sequence_logps",
+    "theoretical_capacity",
+    "token_gain",
     "tokenization_gap",
     "unigram_cross_entropy",
     "z_loss",
