@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -174,7 +174,7 @@ class _ExactTransformer(nn.Module):
         if self.layer_norm:
             x = torch.cat([x, -x], -1)
         padding = tokens < 0
-        first, second = self.layers
+        first, second = cast("list[LogLengthTransformerEncoderLayer]", list(self.layers))
         x = first(x, src_key_padding_mask=padding)
         # Only CLS is asked: all other answers are 0, and norming 0 with eps = 0 is undefined.
         asked = x[torch.arange(len(x), device=bits.device), cls].unsqueeze(1)
@@ -220,10 +220,10 @@ class _ExactTransformer(nn.Module):
         """Hidden units, and what they write back, that take every dimension but the answer's to 0."""
         if not self.layer_norm:
             return {}, {}
-        hidden = {(unit, unit): 1.0 for unit in range(2 * self.width)}
+        hidden: Entries = {(unit, unit): 1.0 for unit in range(2 * self.width)}
         # relu(x) - relu(-x) = x, and -x stands in the mirror.
         others = [dimension for dimension in range(self.width) if dimension != self.read]
-        back = {(d, d): -1.0 for d in others} | {(d, d + self.width): 1.0 for d in others}
+        back: Entries = {(d, other): sign for d in others for other, sign in ((d, -1.0), (d + self.width, 1.0))}
         return hidden, back
 
     def extra_repr(self) -> str:
@@ -356,8 +356,8 @@ class ExactFirstTransformer(_ExactTransformer):
 
     def _layers(self) -> list[LogLengthTransformerEncoderLayer]:
         # Dimensions: 0 to 2 the symbol, 3 whether i = 1, 4 whether also the bit is a one, 5 the answer.
-        plain = {(0, 1): 1.0, (0, 3): 1.0}  # with a bias of -1, which norming would not rescale
-        normed = {(0, 0): -1.0, (0, 2): -1.0, (0, 3): 1.0}
+        plain: Entries = {(0, 1): 1.0, (0, 3): 1.0}  # with a bias of -1, which norming would not rescale
+        normed: Entries = {(0, 0): -1.0, (0, 2): -1.0, (0, 3): 1.0}
         marking = self._layer(
             query={},
             key={},

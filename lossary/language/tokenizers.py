@@ -104,7 +104,8 @@ class DictionaryTokenizer:
             self._trie.add(symbols, token)
 
     def _greedy(self, symbols: list[int]) -> list[int]:
-        ids, start = [], 0
+        ids: list[int] = []
+        start = 0
         while start < len(symbols):
             token, start = self._trie.matches(symbols, start)[-1]
             ids.append(token)
@@ -117,7 +118,8 @@ class DictionaryTokenizer:
         for start in reversed(range(len(symbols))):
             first[start] = min(reversed(self._trie.matches(symbols, start)), key=lambda match: fewest[match[1]])
             fewest[start] = 1 + fewest[first[start][1]]
-        ids, start = [], 0
+        ids: list[int] = []
+        start = 0
         while start < len(symbols):
             token, start = first[start]
             ids.append(token)
@@ -161,7 +163,8 @@ class LZWTokenizer(DictionaryTokenizer):
     def fit(self, sequence: Text) -> Self:
         """Learn the dictionary from a text, up to ``dict_size`` tokens or to its end."""
         symbols = _symbols("sequence", sequence, self.alphabet_size)
-        dictionary, trie, start = [], _Trie(), 0
+        dictionary: list[tuple[int, ...]] = []
+        trie, start = _Trie(), 0
         while len(dictionary) < self.dict_size and start < len(symbols):
             known = trie.matches(symbols, start)
             end = known[-1][1] + 1 if known else start + 1
@@ -419,7 +422,8 @@ class _Trie:
 
     def matches(self, symbols: Sequence[int], start: int) -> list[tuple[int, int]]:
         """All tokens that begin at ``start``, the shortest first, each with where it ends."""
-        found, node, place = [], 0, start
+        found: list[tuple[int, int]] = []
+        node, place = 0, start
         while place < len(symbols):
             child = self._children[node].get(symbols[place])
             if child is None:
