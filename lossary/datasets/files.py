@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,21 +20,24 @@ if TYPE_CHECKING:
 
 FILES = "https://raw.githubusercontent.com"
 ARCHIVES = "https://codeload.github.com"
+WHEELS = "https://files.pythonhosted.org/packages"
 _TIMEOUT = 30  # seconds without a byte
 
 
 @dataclass(frozen=True)
 class File:
-    """A file and where it is published: on GitHub, at a commit.
+    """A file and where it is published: on GitHub, at a commit, or in a wheel on PyPI.
 
     Attributes:
         name: Its name on disk.
-        repository: ``owner/name`` on GitHub.
-        commit: The full hash of the commit.
+        repository: ``owner/name`` on GitHub; for a wheel its project.
+        commit: The full hash of the commit; for a wheel the version.
         sha256: What ``digest`` gives for the true file.
         path: Its path in the repository, if that is not its name.
         pack: For a file made of many: writes it, given the zip archive of the commit.
         digest: The checksum: of the bytes, or of the contents where the bytes vary with the library that packed them.
+        wheel: Address of the wheel among PyPI's packages, if it is published in one; ``path`` is then its path in the
+            wheel, from which it is taken where the project is installed.
     """
 
     name: str
@@ -43,11 +47,19 @@ class File:
     path: str | None = None
     pack: Callable[[Path, Path], None] | None = None
     digest: Callable[[Path], str] = file_digest
+    wheel: str | None = None
+
+    @property
+    def home(self) -> str:
+        """The page of what it is published in."""
+        return f"https://pypi.org/project/{self.repository}" if self.wheel else f"https://github.com/{self.repository}"
 
     @property
     def url(self) -> str:
         """Where it (or the archive that it is packed from) is downloaded from; ``LOSSARY_MIRROR`` replaces the host."""
         mirror = os.environ.get("LOSSARY_MIRROR", "").rstrip("/")
+        if self.wheel:
+            return f"{mirror or WHEELS}/{self.wheel}"
         if self.pack:
             return f"{mirror or ARCHIVES}/{self.repository}/zip/{self.commit}"
         return f"{mirror or FILES}/{self.repository}/{self.commit}/{self.path or self.name}"
@@ -56,12 +68,31 @@ class File:
 def locate(files: Sequence[File]) -> list[Path]:
     """Find the files on disk, verified: in ``LOSSARY_DATA`` if that is set, else in the cache, downloaded if need be.
 
+    What is published in a wheel is taken from the installed package where there is one and ``LOSSARY_DATA`` has it not.
+
     Raises:
         UserError: A file is missing, altered, or cannot be downloaded or stored.
     """
-    if folder := os.environ.get("LOSSARY_DATA"):
-        return [_from_folder(file, Path(folder)) for file in files]
-    return _from_cache(files) if files else []
+    folder = os.environ.get("LOSSARY_DATA")
+    installed = {
+        file: path
+        for file in files
+        if file.wheel and not (folder and (Path(folder) / file.name).is_file()) and (path := _from_package(file))
+    }
+    others = [file for file in files if file not in installed]
+    found = [_from_folder(file, Path(folder)) for file in others] if folder else _from_cache(others) if others else []
+    paths = installed | dict(zip(others, found, strict=True))
+    return [paths[file] for file in files]
+
+
+def _from_package(file: File) -> Path | None:
+    """Its path in the installed package, if that is there and intact."""
+    package, _, member = (file.path or "").partition("/")
+    spec = importlib.util.find_spec(package)
+    for place in (spec and spec.submodule_search_locations) or ():
+        if _intact(file, Path(place) / member):
+            return Path(place) / member
+    return None
 
 
 def _from_folder(file: File, folder: Path) -> Path:

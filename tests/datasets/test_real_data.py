@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from lossary.core.errors import UserError
 from lossary.datasets import decode_audio, decode_images, describe, load, names, path
 
 pytestmark = pytest.mark.skipif(
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.skipif(
 PUBLISHED = [name for name in names() if describe(name).origin == "download"]
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if describe(name).kind not in ("images", "audio")])
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLISHED if describe(name).kind not in ("images", "audio", "model")]
+)
 def test_it_loads_as_described(name: str) -> None:
     entry, data = describe(name), load(name)
     assert len(data.frame) == entry.rows
@@ -135,3 +138,14 @@ def test_topomortar() -> None:
     assert decode_images(frame["image"].iloc[:2]).shape == (2, 256, 256, 3)
     for mask in ("accurate", "noisy", "pseudo"):
         assert set(np.unique(decode_images(frame[mask].dropna().iloc[:2]))) <= {0, 1, 255}
+
+
+def test_smollm2() -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed: the GGUF file of SmolLM2 was not read")
+    try:
+        frame = load("smollm2").frame
+    except UserError as missing:
+        pytest.skip(f"SmolLM2 is not there: {missing}")
+    assert len(frame) == describe("smollm2").rows
+    assert Counter(frame["type"]) == {"Q4_1": 210, "Q8_0": 1, "F32": 61}
+    assert frame.set_index("tensor").at["token_embd.weight", "shape"] == (49152, 576)

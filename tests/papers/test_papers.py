@@ -80,8 +80,12 @@ def test_quick_form_is_reproducible() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("slug", SLUGS)
 def test_full_form_agrees_with_the_evidence(slug: str) -> None:
-    recorded, again = papers.evidence(slug), papers.reproduce(slug)
+    recorded = papers.evidence(slug)
     assert recorded is not None
+    try:
+        again = papers.reproduce(slug)
+    except (UserError, ImportError) as missing:  # data, or a library that reads them
+        pytest.skip(f"{slug} could not run in full: {missing}")
     assert again.verdict == recorded.verdict
     assert recorded.low <= again.mean <= recorded.high
 
