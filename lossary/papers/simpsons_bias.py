@@ -1,4 +1,4 @@
-"""Simpson's bias (Yuan et al. 2021): does a loss that sums before it divides train a better F1 than a mean of ratios?"""
+"""Simpson's bias (Yuan et al. 2021): does Dice that sums before it divides train a better F1?"""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _two_classifiers() -> str:
         )
         seen.append(f"{float(never['sample_mean']):.3f} and {float(found['sample_mean']):.3f} in bundles of {size}")
     return (
-        "Without training: a classifier that never says yes and one that finds 90% of the positives at 15% false alarms "
+        "Without training: a classifier that never says yes and one that finds 90% of positives at 15% false alarms "
         f"have a Dice of 0 and {float(found['population']):.3f} over all samples, but {', '.join(seen)}."
     )
 
