@@ -27,6 +27,7 @@ FAMILIES = (
     "generative",
     "information",
     "language",
+    "preference",
     "regression",
     "retrieval",
     "segmentation",

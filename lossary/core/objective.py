@@ -25,6 +25,7 @@ class Kind(enum.Enum):
     VALUES = "logits (..., bins) over an interval with real targets (...)"
     TOKENS = "logits (..., V) with class indices (...)"
     SEQUENCES = "logits (B, T, V) with class indices (B, T); a row is a whole sequence"
+    SEQUENCE_HEAD = "hidden states (B, T, D) and a linear head (V, D), with class indices (B, T); a row is a sequence"
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
     TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"
     POINTS = "points (N, D) of the ball of curvature -0.1, compared with each other"

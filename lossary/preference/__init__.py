@@ -1,0 +1,31 @@
+"""Objectives that learn from preferences between responses."""
+
+from __future__ import annotations
+
+from lossary.preference.cringe import (
+    CringeLoss,
+    IterativePreferenceTrainer,
+    LinearCringeLoss,
+    LinearPairwiseCringeLoss,
+    PairwiseCringeLoss,
+    PreferencePair,
+    cringe_contrast,
+    cringe_loss,
+    linear_cringe_loss,
+    linear_pairwise_cringe_loss,
+    pairwise_cringe_loss,
+)
+
+__all__ = [
+    "CringeLoss",
+    "IterativePreferenceTrainer",
+    "LinearCringeLoss",
+    "LinearPairwiseCringeLoss",
+    "PairwiseCringeLoss",
+    "PreferencePair",
+    "cringe_contrast",
+    "cringe_loss",
+    "linear_cringe_loss",
+    "linear_pairwise_cringe_loss",
+    "pairwise_cringe_loss",
+]
