@@ -1,4 +1,4 @@
-"""Cringe losses: bad tokens are pushed below a token that the model itself likes, pairs as far as they are misranked."""
+"""Cringe losses: bad tokens are pushed below a token that the model itself likes, pairs by their margin."""
 
 from __future__ import annotations
 
