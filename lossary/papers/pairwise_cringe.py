@@ -16,7 +16,7 @@ from lossary.language import sequence_logps
 from lossary.papers._evidence import Evidence, Series
 from lossary.papers._paper import Paper
 from lossary.papers._run import Run
-from lossary.preference import cringe_loss, pairwise_cringe_loss
+from lossary.preference import cringe_loss, pairwise_cringe_gate, pairwise_cringe_loss
 
 CARD = Paper(
     slug="pairwise_cringe",
@@ -33,11 +33,14 @@ CARD = Paper(
         "cringe_contrast",
         "pairwise_cringe_loss",
         "PairwiseCringeLoss",
+        "pairwise_cringe_gate",
+        "CringeGate",
         "linear_pairwise_cringe_loss",
         "LinearPairwiseCringeLoss",
         "PreferencePair",
         "IterativePreferenceTrainer",
         "lossary.integrations.PairwiseCringeTrainer",
+        "lossary.integrations.PreferenceCollator",
     ),
     formula="L = sigmoid((b - M) / tau) (L_CE(y_w) + alpha L_Cr(y_l)), M = log p(y_w) - log p(y_l)",
     call=(
@@ -222,8 +225,9 @@ def _answers(model: _Words, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _gate(model: _Words, pairs: Pairs) -> float:
-    better, worse = sequence_logps(*_answers(model, pairs)).chunk(2)
-    return ((worse - better) / 10).sigmoid().mean().item()
+    logits, target = _answers(model, pairs)
+    better, worse = zip(logits.chunk(2), target.chunk(2), strict=True)
+    return pairwise_cringe_gate(*better, *worse, tau=10.0).gate.mean().item()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lossary.preference.cringe import (
+    CringeGate,
     CringeLoss,
     IterativePreferenceTrainer,
     LinearCringeLoss,
@@ -13,10 +14,12 @@ from lossary.preference.cringe import (
     cringe_loss,
     linear_cringe_loss,
     linear_pairwise_cringe_loss,
+    pairwise_cringe_gate,
     pairwise_cringe_loss,
 )
 
 __all__ = [
+    "CringeGate",
     "CringeLoss",
     "IterativePreferenceTrainer",
     "LinearCringeLoss",
@@ -27,5 +30,6 @@ __all__ = [
     "cringe_loss",
     "linear_cringe_loss",
     "linear_pairwise_cringe_loss",
+    "pairwise_cringe_gate",
     "pairwise_cringe_loss",
 ]

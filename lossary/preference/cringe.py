@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -578,6 +578,94 @@ class PairwiseCringeLoss(Objective):
             **self.hyperparameters(),
         )
 
+    def gate(
+        self, chosen_logits: Tensor, chosen_target: Tensor, rejected_logits: Tensor, rejected_target: Tensor
+    ) -> CringeGate:
+        """The gate of these pairs; see :func:`pairwise_cringe_gate`.
+
+        Args:
+            chosen_logits: Logits on the better response.
+            chosen_target: Its tokens.
+            rejected_logits: Logits on the worse response.
+            rejected_target: Its tokens.
+        """
+        known = self.hyperparameters()
+        words = ("margin", "tau", "length_normalize", "ignore_index")
+        options = {word: known[word] for word in words}
+        return pairwise_cringe_gate(chosen_logits, chosen_target, rejected_logits, rejected_target, **options)
+
+
+class CringeGate(NamedTuple):
+    """How far pairs are open to training.
+
+    Attributes:
+        gate: g ``(B,)``, near 1 for pairs that are ranked wrongly.
+        gap: M ``(B,)``, log-probability of the better response less that of the worse.
+    """
+
+    gate: Tensor
+    gap: Tensor
+
+
+def pairwise_cringe_gate(
+    chosen_logits: Tensor,
+    chosen_target: Tensor,
+    rejected_logits: Tensor,
+    rejected_target: Tensor,
+    *,
+    margin: Tensor | float = 0.0,
+    tau: Tensor | float = 1.0,
+    length_normalize: bool = False,
+    ignore_index: int = -100,
+) -> CringeGate:
+    r"""The gate of :func:`pairwise_cringe_loss`, to watch it close.
+
+    Reach for it to choose ``tau`` and ``margin``: a mean gate that stays near 1 or 0 does not tell pairs apart.
+
+    Formula:
+        .. math:: g = \sigma\Big(\frac{b - M}{\tau}\Big), \quad M = \log p(y_w \mid x) - \log p(y_l \mid x)
+
+    Args:
+        chosen_logits: Logits on the better response, the vocabulary last.
+        chosen_target: Its tokens.
+        rejected_logits: Logits on the worse response.
+        rejected_target: Its tokens.
+        margin: M at which the gate is half open.
+        tau: Width of the gate, positive.
+        length_normalize: Whether M is of log-probabilities per token.
+        ignore_index: Label of tokens that count for nothing.
+
+    Shape:
+        - chosen_logits: ``(B, T, V)``; chosen_target: ``(B, T)``.
+        - rejected_logits: ``(B, S, V)``; rejected_target: ``(B, S)``.
+
+    Returns:
+        The gate g and the gap M, each ``(B,)``.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: A shape, label or ``tau`` is wrong.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 1.0, 0.0]]])
+        >>> pairwise_cringe_gate(logits, torch.tensor([[1]]), logits, torch.tensor([[0]]))
+        CringeGate(gate=tensor([0.7311]), gap=tensor([-1.]))
+
+    Source:
+        Xu et al.: Some things are more CRINGE than others (arXiv 2312.16682).
+    """
+    check_in_range("tau", tau, 0.0, low_open=True)
+    _check_pairs(chosen_target, rejected_target)
+    logps = [
+        rows.reduce(rows.expect(rows.log_p()), reduction="none", normalizer=None).sum(-1)
+        for rows in (
+            _named_rows("chosen", chosen_logits, chosen_target, ignore_index),
+            _named_rows("rejected", rejected_logits, rejected_target, ignore_index),
+        )
+    ]
+    lengths = [(target != ignore_index).sum(-1) for target in (chosen_target, rejected_target)]
+    return _gate(*logps, lengths, margin, tau, length_normalize)
+
 
 def _with_rejected_states(input: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {
@@ -981,12 +1069,23 @@ def _of_pairs(
     normalizer: Tensor | float | None,
 ) -> Tensor:
     """The gated loss of pairs from log-probabilities, contrasts and numbers of tokens, each ``(B,)``."""
-    scales = [length.clamp(min=1) if length_normalize else 1 for length in lengths]
-    gap = good / scales[0] - bad / scales[1]
-    gate = ((margin - gap) / tau).sigmoid()
+    gate, _ = _gate(good, bad, lengths, margin, tau, length_normalize)
     loss = (gate.detach() if detach_gate else gate) * (alpha * contrast - good)
     keep = lengths[0] + lengths[1] > 0
     return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer, keep=keep)
+
+
+def _gate(
+    good: Tensor,
+    bad: Tensor,
+    lengths: list[Tensor],
+    margin: Tensor | float,
+    tau: Tensor | float,
+    length_normalize: bool,
+) -> CringeGate:
+    scales = [length.clamp(min=1) if length_normalize else 1 for length in lengths]
+    gap = good / scales[0] - bad / scales[1]
+    return CringeGate(((margin - gap) / tau).sigmoid(), gap)
 
 
 def _named_rows(side: str, logits: Tensor, target: Tensor, ignore_index: int) -> ClassRows:
