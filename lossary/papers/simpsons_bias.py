@@ -116,7 +116,7 @@ def _rare_review(run: Run) -> Callable[[int], Split]:
     from lossary import datasets
 
     frame = datasets.load("review_polarity").frame
-    texts, positive = frame["text"].to_numpy(), torch.from_numpy((frame["sentiment"] == "pos").to_numpy())
+    texts, positive = frame["text"].to_numpy(), torch.tensor((frame["sentiment"] == "pos").tolist())
     few, many = run.pick((40, 460), (8, 92))
 
     @lru_cache(maxsize=1)  # the arms of a seed come one after another

@@ -649,7 +649,7 @@ def pairwise_cringe_gate(
     Example:
         >>> logits = torch.tensor([[[2.0, 1.0, 0.0]]])
         >>> pairwise_cringe_gate(logits, torch.tensor([[1]]), logits, torch.tensor([[0]]))
-        CringeGate(gate=tensor([0.7311]), gap=tensor([-1.]))
+        CringeGate(gate=tensor([0.7311]), gap=tensor([-1.0000]))
 
     Source:
         Xu et al.: Some things are more CRINGE than others (arXiv 2312.16682).

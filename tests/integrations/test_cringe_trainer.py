@@ -1,4 +1,4 @@
-"""A tiny language model, made on the spot, really trained on pairs: the loss falls, a stopped run goes on as if never."""
+"""A tiny language model, made on the spot, really trained on pairs: the loss falls, and a stopped run goes on."""
 
 import subprocess
 import sys
@@ -14,7 +14,24 @@ tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not install
 from lossary.integrations import PairwiseCringeTrainer, PreferenceCollator  # noqa: E402
 from lossary.preference import PairwiseCringeLoss  # noqa: E402
 
-WORDS = "the cat dog bird sat ran flew on over under mat hill tree what did do".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "bird",
+    "sat",
+    "ran",
+    "flew",
+    "on",
+    "over",
+    "under",
+    "mat",
+    "hill",
+    "tree",
+    "what",
+    "did",
+    "do",
+]
 ROWS = [
     {
         "prompt": f"what did the {animal} do",
