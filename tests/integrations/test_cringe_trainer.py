@@ -116,9 +116,8 @@ def test_a_real_run_and_one_that_was_stopped(tmp_path: Path) -> None:
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     fresh = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "stopped" / "checkpoint-16")
-    prompt = whole.processing_class("what did the dog do", return_tensors="pt")
-    answer = fresh.generate(**prompt, max_new_tokens=8, do_sample=False)[0, 5:]
-    assert whole.processing_class.decode(answer, skip_special_tokens=True).startswith("the dog ran")
+    for one, other in zip(fresh.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_batch_without_accumulation_is_the_loss_itself(tmp_path: Path) -> None:
