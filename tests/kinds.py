@@ -96,6 +96,10 @@ class Tokens(Classes):
         return {"logits": given.pop("input"), **given}
 
 
+class Boundaries(Classes):
+    axis = -1
+
+
 class Teacher(Classes):
     row_weight = False  # a teacher's classes are weighted each by its own
 
@@ -264,6 +268,7 @@ KINDS: dict[Kind, Inputs] = {
     Kind.LABELS: Labels(),
     Kind.VALUES: Values(),
     Kind.TOKENS: Tokens(),
+    Kind.BOUNDARIES: Boundaries(),
     Kind.SEQUENCES: Sequences(),
     Kind.SEQUENCE_HEAD: SequenceHead(),
     Kind.HEAD: Head(),

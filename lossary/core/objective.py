@@ -24,6 +24,7 @@ class Kind(enum.Enum):
     LABELS = "logits of any shape with yes/no targets of the same shape"
     VALUES = "logits (..., bins) over an interval with real targets (...)"
     TOKENS = "logits (..., V) with class indices (...)"
+    BOUNDARIES = "logits (..., classes) with class indices (...), of sentences"
     SEQUENCES = "logits (B, T, V) with class indices (B, T); a row is a whole sequence"
     SEQUENCE_HEAD = "hidden states (B, T, D) and a linear head (V, D), with class indices (B, T); a row is a sequence"
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
