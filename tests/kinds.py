@@ -96,6 +96,10 @@ class Tokens(Classes):
         return {"logits": given.pop("input"), **given}
 
 
+class Boundaries(Classes):
+    axis = -1
+
+
 class Teacher(Classes):
     row_weight = False  # a teacher's classes are weighted each by its own
 
@@ -220,7 +224,22 @@ class Sequences(Inputs):
         return input, target, {}
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"logits": given.pop("input"), **given}
+        return {"logits": given.pop("input"), **given} if "input" in given else given
+
+
+class SequenceHead(Sequences):
+    HEAD = Head.HEAD
+
+    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        bias = torch.tensor([-math.inf, *[0.0] * (CLASSES - 1)], dtype=torch.float64)
+        return input, target.clamp(min=1), {"linear_bias": bias}
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        input = next(iter(given.values()))
+        return {**given, "linear_weight": self.HEAD.to(input.dtype if input.is_floating_point() else torch.float64)}
+
+    def under_autocast(self, input: Tensor) -> Tensor:
+        return input.bfloat16()
 
 
 class HeadSequences(Sequences):
@@ -284,7 +303,9 @@ KINDS: dict[Kind, Inputs] = {
     Kind.LABELS: Labels(),
     Kind.VALUES: Values(),
     Kind.TOKENS: Tokens(),
+    Kind.BOUNDARIES: Boundaries(),
     Kind.SEQUENCES: Sequences(),
+    Kind.SEQUENCE_HEAD: SequenceHead(),
     Kind.HEAD: Head(),
     Kind.HEAD_SEQUENCES: HeadSequences(),
     Kind.TEACHER: Teacher(),

@@ -201,11 +201,18 @@ class HeadRows:
         assert self._label is not None
         return vector.to(cpu.wide_dtype(self.head[0]))[self._label].reshape(self.shape)
 
+    def label(self) -> Tensor:
+        """Labels ``(N,)``, 0 where ignored or invalid."""
+        assert self._label is not None
+        return self._label
+
     def logits_at(self, index: Tensor) -> Tensor:
         """Logits ``(N, K)`` at the entries ``index (N, K)``, differentiable."""
         input, linear_weight, linear_bias = self.head[:3]
         if self.options.backend == "reference":
             return self.logits().gather(1, index)
+        if self.keep is not None:
+            input = torch.where(self.keep.unsqueeze(1), input, 0.0)  # an ignored row must not reach the head's gradient
         softcap, temperature = self.options.softcap, self.options.temperature
         if self._ranks is None:
             return ops.logits_at(input, linear_weight, linear_bias, index, softcap, temperature)
@@ -239,14 +246,20 @@ class HeadRows:
 
     def top(self, k: int) -> dict[str, Tensor]:
         """The ``k`` most likely entries and their log-probabilities, both :attr:`shape` + (k,)."""
+        index = self._top_index(k)
+        return {"top_index": self.shaped(index), "top_log_prob": self._log_prob_at(index)}
+
+    def top_index(self, k: int) -> Tensor:
+        """The ``k`` most likely entries alone, :attr:`shape` + (k,)."""
+        return self.shaped(self._top_index(k))
+
+    def _top_index(self, k: int) -> Tensor:
         if isinstance(k, bool) or not isinstance(k, int) or not 0 < k <= self.vocab:
             raise ValueError(f"top_k is {k!r}; wanted an integer from 1 to the size of the vocabulary, {self.vocab}.")
         if self.options.backend == "reference":
-            index = self.logits().detach().topk(k, 1)[1]
-        else:
-            with torch.no_grad():
-                index = self._top(k)
-        return {"top_index": self.shaped(index), "top_log_prob": self._log_prob_at(index)}
+            return self.logits().detach().topk(k, 1)[1]
+        with torch.no_grad():
+            return self._top(k)
 
     def sample(self, count: int, generator: torch.Generator | None, noise: Tensor | None) -> dict[str, Tensor]:
         """Entries drawn from the softmax and their log-probabilities, both :attr:`shape` + (count,)."""

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from lossary.preference.cringe import (
+    CringeGate,
+    CringeLoss,
+    IterativePreferenceTrainer,
+    LinearCringeLoss,
+    LinearPairwiseCringeLoss,
+    PairwiseCringeLoss,
+    PreferencePair,
+    cringe_contrast,
+    cringe_loss,
+    linear_cringe_loss,
+    linear_pairwise_cringe_loss,
+    pairwise_cringe_gate,
+    pairwise_cringe_loss,
+)
 from lossary.preference.degrees import (
     PreferenceDegreeHead,
     PreferenceDegreeLoss,
@@ -22,16 +37,29 @@ from lossary.preference.h_dpo import (
 )
 
 __all__ = [
+    "CringeGate",
+    "CringeLoss",
     "DPOPositiveLoss",
     "HDPOLoss",
+    "IterativePreferenceTrainer",
+    "LinearCringeLoss",
+    "LinearPairwiseCringeLoss",
+    "PairwiseCringeLoss",
     "PreferenceDegreeHead",
     "PreferenceDegreeLoss",
+    "PreferencePair",
     "SPOLoss",
+    "cringe_contrast",
+    "cringe_loss",
     "degrade_response",
     "dpo_positive_loss",
     "h_dpo_divergence",
     "h_dpo_loss",
     "h_dpo_rewards",
+    "linear_cringe_loss",
+    "linear_pairwise_cringe_loss",
+    "pairwise_cringe_gate",
+    "pairwise_cringe_loss",
     "preference_degree_loss",
     "rake_keywords",
 ]
