@@ -37,7 +37,7 @@ from lossary.compare.identity import versions
 from lossary.compare.journal import Journal, best_of, trials_of
 from lossary.compare.load import Table, label_codes, read_frame
 from lossary.compare.metrics import METRICS, evaluate
-from lossary.compare.models import predict_output
+from lossary.compare.models import BUILT_IN, LINKS, predict_output
 from lossary.compare.options import Options, Task
 from lossary.compare.preprocess import TRUSTED_TYPES, column_kind, make_preprocessor, to_kind
 from lossary.compare.splits import Split
@@ -89,6 +89,7 @@ def build_best(
         "settings": {name: float(value) for name, value in trial.settings.items()},
         "model": options.model,
         "head": candidate.head,
+        "link": candidate.link,
         "members": len(members),
         "metric": options.metric,
         "calibrate": options.calibrate,
@@ -176,7 +177,14 @@ class Best:
             return np.zeros((0, outputs), dtype=np.float32)
         x = self.preprocessors[index].transform(features)
         manifest = self.manifest
-        output = predict_output(manifest["model"], manifest["head"], self.weights[index], x, out_features=outputs)
+        output = predict_output(
+            manifest["model"],
+            manifest["head"],
+            self.weights[index],
+            x,
+            out_features=outputs,
+            link=manifest.get("link"),
+        )
         # An objective of the user's own has the head's output as its logits: its code is not needed here.
         candidate = None if ":" in manifest["candidate"] else get_candidate(manifest["candidate"], self.task)
         if candidate is None or candidate.logits is None:
@@ -319,6 +327,18 @@ def _check(best: Best) -> None:
     members = best.manifest["members"]
     if not (len(best.preprocessors) == len(best.calibrators) == members and all(best.weights)):
         raise UserError(f"{best.path}: {MANIFEST} speaks of {members} members, the files of others.")
+    link = best.manifest.get("link")
+    if link is not None and link not in LINKS:
+        raise UserError(f"{best.path}: {MANIFEST} names the link {link!r}; this version of Lossary has {[*LINKS]}.")
+    for weights in best.weights:
+        found = {name.removeprefix("link."): value.shape for name, value in weights.items() if name.startswith("link.")}
+        # A user's model may have a part of that name.
+        known = found if link is None and best.manifest["model"] not in BUILT_IN else {}
+        if link is not None:
+            state = LINKS[link].build(len(best.classes)).state_dict()
+            known = {name: tuple(value.shape) or (1,) for name, value in state.items()}  # a number is kept as one entry
+        if found != known:
+            raise UserError(f"{best.path}: {MANIFEST} names the link {link!r}, {MODEL} holds other weights.")
     wanted = [column["name"] for column in best.manifest["columns"]]
     for preprocessor in best.preprocessors:
         if list(preprocessor.feature_names_in_) != wanted:

@@ -81,6 +81,8 @@ class Candidate:
         space: Hyperparameters searched beside learning rate and weight decay. AdamW does not feel a factor on the
             whole loss, so none is searched.
         head: ``linear``, or ``cosine``: bias-free with features and class directions of unit length.
+        link: A small module after the head that every member learns along with it, ``legendre``: a monotone map to
+            log-probabilities (:data:`lossary.compare.models.LINKS`). ``output`` is then what it gives.
         statistics: ``(inner-training target, number of outputs)`` to tensors that the objective needs.
         schedule: ``(epoch from 0, parts)`` to tensors that change by epoch.
         rows: ``(output, target, parts)`` of ALL inner-training rows ``(n, C)``, without gradient and with dropout off,
@@ -107,6 +109,7 @@ class Candidate:
     tasks: tuple[Task, ...] = ("binary", "multiclass")
     space: tuple[Dimension, ...] = ()
     head: Literal["linear", "cosine"] = "linear"
+    link: Literal["legendre"] | None = None
     statistics: Callable[[Tensor, int], dict[str, Tensor]] | None = None
     schedule: Callable[[int, Parts], dict[str, Tensor]] | None = None
     rows: Callable[[Tensor, Tensor, Parts], dict[str, Tensor]] | None = None
@@ -373,6 +376,14 @@ def _bundled() -> tuple[Candidate, ...]:
             space=(Dimension("start_epoch", 5, 40, step=1),),
             rows=_noise_probability,
             paper="beta_mixture_noise",
+        ),
+        Candidate(
+            "legendretron",
+            "LegendreTron",
+            "learns its proper loss, by a monotone link from scores to probabilities: many classes, noisy labels",
+            lambda output, target, parts: F.nll_loss(output, target),
+            link="legendre",
+            paper="legendretron",
         ),
         Candidate(
             "asymmetric",

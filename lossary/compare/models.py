@@ -7,6 +7,7 @@ optimiser step, a copy of the best weights or the removal of a member is one ope
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lossary.classification import NormalizedLinear
+from lossary.classification import LegendreLink, NormalizedLinear
 from lossary.compare.candidates import import_user_code
 from lossary.core.errors import UserError
 
@@ -29,7 +30,25 @@ ROWS_PER_FORWARD = 4096
 """Rows of one forward pass without gradients; its activations should stay in the cache."""
 
 
-def build_model(name: str, in_features: int, out_features: int, head: Head = "linear") -> nn.Module:
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A small module after the head that is trained with it; it draws nothing at random.
+
+    Attributes:
+        build: From the number of logits to the module, ``(rows, scores)`` to ``(rows, logits)``.
+        scores: From the number of logits to that of the scores that it wants of the head.
+    """
+
+    build: Callable[[int], nn.Module]
+    scores: Callable[[int], int]
+
+
+LINKS: dict[str, Link] = {"legendre": Link(LegendreLink, lambda logits: logits - 1)}
+
+
+def build_model(
+    name: str, in_features: int, out_features: int, head: Head = "linear", link: str | None = None
+) -> nn.Module:
     """The plain module of one member, ``(rows, in_features)`` to ``(rows, out_features)``.
 
     Args:
@@ -39,10 +58,14 @@ def build_model(name: str, in_features: int, out_features: int, head: Head = "li
         out_features: Number of logits.
         head: ``linear``, or ``cosine`` for a last layer without bias on vectors of unit length; in a user's model it
             takes the place of the last ``nn.Linear`` with ``out_features`` outputs.
+        link: Name of what follows the head (:data:`LINKS`), which may want other than ``out_features`` scores of it.
 
     Raises:
         UserError: There is no such model, it is no ``nn.Module``, or there is no layer for the cosine head to replace.
     """
+    if link is not None:
+        known = LINKS[link]
+        return Linked(build_model(name, in_features, known.scores(out_features), head), known.build(out_features))
     if name in BUILT_IN:
         return BUILT_IN[name](in_features, out_features, head)
     if ":" not in name:
@@ -57,16 +80,41 @@ def build_model(name: str, in_features: int, out_features: int, head: Head = "li
 
 
 def predict_output(
-    name: str, head: Head, weights: Mapping[str, npt.NDArray[Any]], x: npt.NDArray[Any], *, out_features: int
+    name: str,
+    head: Head,
+    weights: Mapping[str, npt.NDArray[Any]],
+    x: npt.NDArray[Any],
+    *,
+    out_features: int,
+    link: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Output ``(rows, out_features)`` of a plain module with these weights on ``x (rows, in_features)``."""
-    model = build_model(name, x.shape[1], out_features, head)
+    model = build_model(name, x.shape[1], out_features, head, link)
     model.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
     model.eval()
     rows = torch.split(torch.tensor(x, dtype=torch.float32), ROWS_PER_FORWARD)
     with torch.no_grad():
         output: npt.NDArray[np.float32] = torch.cat([model(block) for block in rows]).numpy()
     return output
+
+
+class Linked(nn.Module):
+    """A model with its link; ``model.*`` and ``link.*`` in the state dictionary."""
+
+    def __init__(self, model: nn.Module, link: nn.Module) -> None:
+        super().__init__()
+        self.model, self.link = model, link
+
+    def forward(self, x: Tensor, *masks: Tensor) -> Tensor:
+        """What the link makes of the model's output."""
+        return self.link(self.model(x, *masks))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        """Show the link its first training batch, by which it may set its scales: all rows, dropout off."""
+        self.model.eval()
+        self.link.train()(torch.cat([self.model(block) for block in torch.split(x, ROWS_PER_FORWARD)]))
+        self.link.eval()
 
 
 class BuiltIn(nn.Module):
@@ -197,6 +245,7 @@ class StackedModel:
         device: Where the members live.
         dtype: Their floating-point type.
         loop: Whether members of a user's model are taken one by one, because ``vmap`` refuses it.
+        link: As for :func:`build_model`. Built-in models pass their output through it member by member, by ``vmap``.
 
     Attributes:
         row_size: Numbers in a member's row.
@@ -215,13 +264,15 @@ class StackedModel:
         device: torch.device,
         dtype: torch.dtype,
         loop: bool,
+        link: str | None = None,
     ) -> None:
         self._name, self._out_features, self._loop = name, out_features, loop
+        self._own_widths = list(widths)
         self._plain: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
             for width, seed in zip(widths, seeds, strict=True):
                 torch.manual_seed(seed)
-                self._plain.append(build_model(name, width, out_features, head).to(device, dtype))
+                self._plain.append(build_model(name, width, out_features, head, link).to(device, dtype))
         self._built_in = BUILT_IN.get(name)
         if self._built_in is not None:
             widest = self._plain[max(range(len(widths)), key=widths.__getitem__)]
@@ -232,6 +283,12 @@ class StackedModel:
             self.widths = list(widths)
         self.row_size = max(layout.size for layout in self._layouts)
         self.draws = self._built_in is None or self._built_in.dropout_width > 0
+
+    def start_links(self, x: Sequence[Tensor]) -> None:
+        """Let the links, if there are any, see each fold's training rows ``(n, width)`` before a member is made."""
+        for plain, rows, width in zip(self._plain, x, self._own_widths, strict=True):
+            if isinstance(plain, Linked):
+                plain.start(rows[:, :width])
 
     @torch.no_grad()
     def initial_row(self, fold: int) -> Tensor:
@@ -285,7 +342,7 @@ class StackedModel:
                     for seed in set(seeds)
                 }
                 masks = torch.stack([drawn[seed] for seed in seeds])
-            return self._built_in.stacked(weights, x, masks)
+            return self._built_in_output(self._built_in, weights, x, masks)
         plain = self._plain[fold].train(seeds is not None)
         # Batch normalisation writes to its buffers; under vmap it does so in place only where they are contiguous.
         written = {name: weights[name].clone() for name in self._layouts[fold].buffers} if seeds is not None else {}
@@ -305,6 +362,19 @@ class StackedModel:
             # Through .data, since autograd counts a write to a row as a write to the parameters beside it.
             weights[name].data.copy_(value)
         return output
+
+    def _built_in_output(self, model: type[BuiltIn], weights: Weights, x: Tensor, masks: Tensor | None) -> Tensor:
+        plain = self._plain[0]  # a link has the same sizes in every fold
+        if not isinstance(plain, Linked):
+            return model.stacked(weights, x, masks)
+        scores = model.stacked(_below("model.", weights), x, masks)
+        logits: Tensor = over_members(
+            lambda state, scores: functional_call(plain.link, state, (scores,)),
+            _below("link.", weights),
+            scores,
+            loop=self._loop,
+        )
+        return logits
 
 
 class _Layout:
@@ -400,6 +470,10 @@ def _state(plain: nn.Module) -> dict[str, Tensor]:
     """Parameters and floating-point buffers of a module; other buffers (counters) never leave it."""
     buffers = {name: value for name, value in plain.named_buffers() if value.is_floating_point()}
     return dict(plain.named_parameters()) | buffers
+
+
+def _below(prefix: str, weights: Weights) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _head(in_features: int, out_features: int, head: Head) -> nn.Module:

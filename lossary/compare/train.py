@@ -215,11 +215,13 @@ class _Stack:
             device=self._device,
             dtype=self._dtype,
             loop=loop,
+            link=candidate.link,
         )
         self._x_train, self._x_val, self._x_test = (
             [self._inputs(getattr(fold, name), width) for fold, width in zip(folds, self._model.widths, strict=True)]
             for name in ("x_train", "x_val", "x_test")
         )
+        self._model.start_links(self._x_train)
         self._y_train = [self._tensor(fold.y_train) for fold in folds]
         self._y_val = [self._tensor(fold.y_val) for fold in folds]
         smallest = min(len(y) for y in self._y_train)

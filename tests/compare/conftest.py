@@ -6,10 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lossary.compare.artifact import build_best
+from lossary.compare.candidates import get_candidate
+from lossary.compare.journal import Journal
 from lossary.compare.load import load_table
 from lossary.compare.options import Options
 from lossary.compare.results import Comparison
 from lossary.compare.run import compare_table
+from lossary.compare.splits import final_split
+from lossary.compare.train import Training
+from lossary.compare.work import FoldStore, StackJob, train_job
 
 
 def small_frame(rows: int = 160, seed: int = 0) -> pd.DataFrame:
@@ -42,3 +48,23 @@ def best(finished: Comparison, tmp_path: Path) -> Path:
 
     assert finished.out is not None
     return Path(shutil.copytree(finished.out / "best", tmp_path / "best"))
+
+
+@pytest.fixture(scope="session")
+def linked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A best/ of a candidate with a learned link; nobody may change it. Logits of its validation rows lie beside it."""
+    folder = tmp_path_factory.mktemp("linked")
+    table = load_table(small_frame(), "label", folds=2)
+    options = Options(target=("label",), model="linear")
+    split = final_split(table, seed=0)
+    training = Training("multiclass", 3, "linear", "log_loss", "temperature", 32, 3, 3, seed=0)
+    settings = ({"learning_rate": 0.01, "weight_decay": 1e-4},)
+    folds = FoldStore(table, folder / "folds").folders(split)
+    fits = train_job(StackJob("legendretron", -1, 0, 0, settings, folds, training, keep_weights=True))
+    with Journal(folder / "run", {}) as journal:
+        journal.write_stack("legendretron", -1, 0, fits)
+        build_best(table, options, get_candidate("legendretron", "multiclass"), split, journal, folder / "best")
+    for inner, ((_, rows), fit) in enumerate(zip(split.inner, fits, strict=True)):
+        assert fit.outputs is not None
+        np.savez(folder / f"{inner}.npz", rows=rows, logits=fit.outputs.validation_logits)
+    return folder / "best"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from safetensors.numpy import load_file, save_file
 
 from lossary.compare.artifact import (
     MANIFEST,
@@ -125,6 +127,25 @@ def test_calibrate_refuses(best: Path, tmp_path: Path) -> None:
     assert load_best(best).calibrators == loaded.calibrators
 
 
+def test_a_learned_link_is_saved_and_restored(linked: Path, data: Path, tmp_path: Path) -> None:
+    manifest = json.loads((linked / MANIFEST).read_text())
+    assert manifest["link"] == "legendre"
+    weights = load_file(linked / MODEL)
+    assert {"0.link.blocks.0.raw_potential", "2.link.blocks.1.icnn.norms.3.log_scale"} <= set(weights)
+    assert weights["0.model.head.weight"].shape[0] == 2  # the link makes three classes of two scores
+    loaded = load_best(linked)
+    for inner, logits in enumerate(loaded.logits(small_frame())):
+        trained = np.load(linked.parent / f"{inner}.npz")
+        np.testing.assert_allclose(logits[trained["rows"]], trained["logits"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
+    predict_file(loaded, data, tmp_path / "predictions.csv")
+    written = pd.read_csv(tmp_path / "predictions.csv").iloc[:, 1:]
+    calibrated = [
+        c.log_probabilities(z) for c, z in zip(loaded.calibrators, loaded.logits(pd.read_csv(data)), strict=True)
+    ]
+    np.testing.assert_allclose(written, np.exp(calibrated).mean(0), rtol=1e-9)
+
+
 class TestTampering:
     @pytest.mark.parametrize("name", [MODEL, PREPROCESS, MANIFEST])
     def test_damage_is_found(self, best: Path, name: str) -> None:
@@ -185,6 +206,25 @@ class TestTampering:
         _rewrite(best, members=manifest["members"], format=99)
         with pytest.raises(UserError, match="format 99"):
             load_best(best)
+
+    def test_a_link_that_does_not_fit_its_weights_is_found(self, linked: Path, best: Path, tmp_path: Path) -> None:
+        _rewrite(best, link="legendre")  # of a model without one
+        with pytest.raises(UserError, match=r"link 'legendre', model\.safetensors holds other weights"):
+            load_best(best)
+        folder = Path(shutil.copytree(linked, tmp_path / "linked"))
+        for link, message in ((None, "holds other weights"), ("os.system", r"this version of Lossary has \['leg")):
+            _rewrite(folder, link=link)
+            with pytest.raises(UserError, match=message):
+                load_best(folder)
+        _rewrite(folder, link="legendre")
+        weights = load_file(folder / MODEL)
+        del weights["0.link.blocks.0.raw_potential"]
+        save_file(weights, folder / MODEL)
+        with pytest.raises(UserError, match="damaged"):
+            load_best(folder)
+        _rewrite(folder)
+        with pytest.raises(UserError, match="holds other weights"):
+            load_best(folder)
 
     def test_an_edit_by_hand_is_found(self, best: Path) -> None:
         text = (best / MANIFEST).read_text()

@@ -102,6 +102,40 @@ def test_rows_turn_into_state_dictionaries_that_predict(name, user_models):
         np.testing.assert_array_equal(predict_output(name, "linear", weights, x, out_features=3), expected)
 
 
+@pytest.mark.parametrize("name", [*BUILT_IN, "more_models:nested"])
+def test_a_link_follows_the_head_of_each_member(name, user_models):
+    stack = stacked_model(name, "linear", [5, 8], link="legendre")
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    x[0, :, 5:] = 0
+    stack.start_links(list(x))
+    rows = torch.stack([stack.initial_row(fold) for fold in range(2)])
+    rows[1, :8] += 0.1  # members' weights are their own
+    outputs = []
+    for group in stack.groups([0, 1]):
+        part = slice(group.start, group.stop)
+        width = stack.widths[group.start]
+        outputs.append(stack.forward(stack.views(rows[part], group.start), x[part, :, :width], group.start))
+    for fold, width in enumerate([5, 8]):
+        plain = build_model(name, width, 3, link="legendre").double()
+        weights = stack.weights_of(rows[fold], fold)
+        plain.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
+        expected = plain.link(plain.model(x[fold, :, :width]))
+        torch.testing.assert_close(torch.cat(outputs)[fold], expected, rtol=0, atol=1e-12)
+        assert plain.model(x[fold, :, :width]).shape == (9, 2)
+
+
+def test_a_stack_without_a_link_has_the_same_numbers_as_before(user_models):
+    for name in ("mlp", "more_models:nested"):
+        stack = stacked_model(name, "linear", [5])
+        row = stack.initial_row(0)
+        stack.start_links([torch.randn(4, 5, dtype=torch.float64)])
+        torch.manual_seed(0)
+        plain = build_model(name, 5, 3).double()
+        assert list(plain.state_dict()) == list(stack.weights_of(row, 0))
+        for key, value in stack.weights_of(row, 0).items():
+            np.testing.assert_array_equal(value, plain.state_dict()[key])
+
+
 def test_many_rows_are_predicted_in_blocks(monkeypatch):
     model = build_model("mlp", 4, 2)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}

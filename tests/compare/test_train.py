@@ -33,6 +33,7 @@ TRAINING = Training(
 CROSS_ENTROPY = get_candidate("cross_entropy", "multiclass")
 DEFERRED = get_candidate("deferred_weighted_cross_entropy", "multiclass")
 LDAM_DRW = get_candidate("ldam_drw", "multiclass")
+LINKED = get_candidate("legendretron", "multiclass")
 
 
 def item_weighted(output: Tensor, target: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
@@ -187,6 +188,34 @@ def test_methods_that_need_more_than_a_loss_equal_a_plain_loop(name):
         members = [dataclasses.replace(m, settings={**m.settings, "start_epoch": 2.0}) for m in members]
     for fit, member in zip(train_stack(candidate, folds, members, TRAINING), members, strict=True):
         assert_same_fit(fit, plain_fit(candidate, folds, member, TRAINING), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "loop"), [("linear", False), ("linear", True), ("resnet", False), ("users_models:normed", False)]
+)
+def test_a_learned_link_equals_a_plain_loop(model, loop, user_models, monkeypatch):
+    training = dataclasses.replace(TRAINING, model=model, max_epochs=6, patience=1)
+    assert vmap_refuses(LINKED, training) is None
+    if loop:
+        monkeypatch.setattr(train, "vmap_refuses", lambda *args, **kwargs: "forced")
+    folds = make_folds()
+    members = make_members(LINKED, folds)
+    fits = train_stack(LINKED, folds, members, training, keep_weights=True)
+    assert len({fit.epochs for fit in fits}) > 1, "wanted members that stop at different epochs"
+    for fit, member in zip(fits, members, strict=True):
+        expected = plain_fit(LINKED, folds, member, training)
+        assert_same_fit(fit, expected, 1e-9)
+        learned = [name for name in expected.weights if name.startswith("link.")]
+        assert learned
+        np.testing.assert_allclose(np.exp(fit.test_logits).sum(1), 1)
+
+
+def test_links_are_learned_by_each_member_on_its_own():
+    folds = make_folds()
+    members = [Member(0, {"learning_rate": rate, "weight_decay": 0.0}) for rate in (0.001, 0.01)]
+    fits = train_stack(LINKED, folds, members, dataclasses.replace(TRAINING, max_epochs=2), keep_weights=True)
+    first, second = (fit.weights["link.blocks.0.raw_potential"] for fit in fits)
+    assert first != second
 
 
 def test_a_state_of_several_labels_equals_a_plain_loop():
@@ -363,14 +392,14 @@ def test_batches_are_full_and_equal_in_number_for_all_folds():
 
 def test_kept_weights_predict_the_same_at_the_folds_own_width(user_models):
     for model in ("mlp", "resnet", "users_models:normed"):
-        for candidate in (CROSS_ENTROPY, LDAM_DRW):
+        for candidate in (CROSS_ENTROPY, LDAM_DRW, LINKED):
             training = dataclasses.replace(TRAINING, model=model, dtype="float32", max_epochs=2)
             folds = make_folds()
             members = make_members(candidate, folds)
             fits = train_stack(candidate, folds, members, training, keep_weights=True)
             for fit, member in zip(fits, members, strict=True):
                 x = folds[member.fold].x_test
-                output = predict_output(model, candidate.head, fit.weights, x, out_features=3)
+                output = predict_output(model, candidate.head, fit.weights, x, out_features=3, link=candidate.link)
                 if candidate.logits is not None:
                     output = member.settings["scale"] * output
                 np.testing.assert_allclose(output, fit.test_logits, rtol=1e-4, atol=1e-5)
@@ -447,7 +476,10 @@ def plain_fit(candidate: Candidate, folds: list[Fold], member: Member, training:
         for y in (fold.y_train, fold.y_val)
     )
     torch.manual_seed(derive(training.seed, "init", *fold.key))
-    model = build_model(training.model, x_train.shape[1], training.num_outputs, candidate.head).double()
+    model = build_model(training.model, x_train.shape[1], training.num_outputs, candidate.head, candidate.link).double()
+    if candidate.link is not None:
+        with torch.no_grad():  # its scales are set by all rows, dropout off
+            model.link.train()(model.model.eval()(x_train))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=member.settings["learning_rate"], weight_decay=member.settings["weight_decay"]
     )

@@ -42,6 +42,8 @@ def why_no_curve(candidate: Candidate) -> str | None:
     """Why a candidate's loss is not that of single rows, or None where a curve can be drawn."""
     if candidate.inputs is not None or candidate.draws is not None:
         return "It trains on rows made or chosen anew at every step, so no curve of one row says what it asks for."
+    if candidate.link is not None:
+        return "It learns how scores become probabilities, for every model anew, so there is no one curve."
     if candidate.rows is not None:
         return "What it asks of a row depends on how well all rows are fitted at the time, so there is no one curve."
     return None
