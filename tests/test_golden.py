@@ -227,10 +227,5 @@ def perturbed(value: Any, case: dict[str, Any]) -> Any:
     if isinstance(value, str | bool) or value is None:
         return f"not {value}"
     numbers = array(value)
-<<<<<<< HEAD
-    tolerance = case["atol"] + case["rtol"] * np.abs(numbers)
-    return numbers + np.where(tolerance > 0, 10 * tolerance, 1)
-=======
     moved = 10 * (case["atol"] + case["rtol"] * np.abs(numbers))
     return numbers + np.where(moved == 0, 1, moved)  # whole numbers have no tolerance
->>>>>>> theory
