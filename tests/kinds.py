@@ -227,27 +227,13 @@ class Sequences(Inputs):
         return {"logits": given.pop("input"), **given} if "input" in given else given
 
 
-class SequenceHead(Sequences):
-    HEAD = Head.HEAD
-
-    def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        bias = torch.tensor([-math.inf, *[0.0] * (CLASSES - 1)], dtype=torch.float64)
-        return input, target.clamp(min=1), {"linear_bias": bias}
-
-    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        input = next(iter(given.values()))
-        return {**given, "linear_weight": self.HEAD.to(input.dtype if input.is_floating_point() else torch.float64)}
-
-    def under_autocast(self, input: Tensor) -> Tensor:
-        return input.bfloat16()
-
-
 class HeadSequences(Sequences):
     def infinite(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         return KINDS[Kind.HEAD].infinite(input, target)  # type: ignore[return-value]
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        return KINDS[Kind.HEAD].arguments(given)
+        input = next(iter(given.values()))
+        return given | {"linear_weight": Head.HEAD.to(input.dtype if input.is_floating_point() else torch.float64)}
 
     def under_autocast(self, input: Tensor) -> Tensor:
         return KINDS[Kind.HEAD].under_autocast(input)
@@ -305,7 +291,6 @@ KINDS: dict[Kind, Inputs] = {
     Kind.TOKENS: Tokens(),
     Kind.BOUNDARIES: Boundaries(),
     Kind.SEQUENCES: Sequences(),
-    Kind.SEQUENCE_HEAD: SequenceHead(),
     Kind.HEAD: Head(),
     Kind.HEAD_SEQUENCES: HeadSequences(),
     Kind.TEACHER: Teacher(),

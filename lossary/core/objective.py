@@ -26,7 +26,6 @@ class Kind(enum.Enum):
     TOKENS = "logits (..., V) with class indices (...)"
     BOUNDARIES = "logits (..., classes) with class indices (...), of sentences"
     SEQUENCES = "logits (B, T, V) with class indices (B, T); a row is a whole sequence"
-    SEQUENCE_HEAD = "hidden states (B, T, D) and a linear head (V, D), with class indices (B, T); a row is a sequence"
     HEAD = "hidden states (..., D) and a linear head (V, D), with class indices (...)"
     HEAD_SEQUENCES = "hidden states (B, T, D) and a linear head (V, D), with class indices (B, T); a row is a sequence"
     TEACHER = "logits (N, C, ...) with a teacher's logits of the same shape and class indices"

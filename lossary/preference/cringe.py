@@ -676,7 +676,7 @@ def _with_rejected_states(input: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
-@objective(Kind.SEQUENCE_HEAD, example=lambda num_classes: {"k": 1}, arguments=_with_rejected_states)
+@objective(Kind.HEAD_SEQUENCES, example=lambda num_classes: {"k": 1}, arguments=_with_rejected_states)
 def linear_pairwise_cringe_loss(
     chosen_input: Tensor,
     linear_weight: Tensor,
