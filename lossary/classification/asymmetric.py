@@ -168,9 +168,10 @@ def asymmetric_softmax_loss(
         index_only=True,
     )
     log_p = rows.log_p()
-    focusing = torch.where(
-        rows.on_support(rows.is_label()), exp_scaled(rows.log_miss(), gamma_pos), exp_scaled(log_p, gamma_neg)
-    )
+    is_label = rows.on_support(rows.is_label())
+    positive, negative = (torch.as_tensor(g, dtype=log_p.dtype, device=log_p.device) for g in (gamma_pos, gamma_neg))
+    log_miss = torch.where(is_label, rows.log_miss_of_label().unsqueeze(rows.dim), log_p)
+    focusing = exp_scaled(log_miss, torch.where(is_label, positive, negative))
     return rows.reduce(rows.expect(product(focusing, -log_p)), reduction=reduction, normalizer=normalizer)
 
 

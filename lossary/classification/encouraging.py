@@ -83,7 +83,7 @@ def encouraging_loss(
         sample_weight=sample_weight,
         index_only=True,
     )
-    log_miss = rows.log_miss().squeeze(rows.dim) if rows.hard else rows.at_label(rows.log_miss_of_all())
+    log_miss = rows.log_miss_of_label()
     bonus = rows.label_weight() * _bonus(log_miss.exp(), log_miss, log_end, eps)
     return rows.reduce(rows.expect(-rows.log_p()) + bonus, reduction=reduction, normalizer=normalizer)
 

@@ -845,17 +845,18 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    focal = product(exp_scaled(rows.log_miss_of_all(), gamma), _log_p(rows))
+    log_miss = rows.log_miss_of_all()
+    focal = product(exp_scaled(log_miss, gamma), _log_p(rows.log_softmax(), log_miss))
     return rows.at_label(focal) / focal.sum(rows.dim)
 
 
 def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    one_minus_power = -torch.expm1(q * _log_p(rows))
+    one_minus_power = -torch.expm1(q * _log_p(rows.log_softmax(), rows.log_miss_of_all()))
     return rows.at_label(one_minus_power) / one_minus_power.sum(rows.dim)
 
 
 def _gce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    log_p = rows.at_label(_log_p(rows))
+    log_p = _log_p(rows.log_p(), rows.log_miss()).squeeze(rows.dim)
     q = torch.as_tensor(q, dtype=log_p.dtype, device=log_p.device)
     limit = q == 0
     return torch.where(limit, -log_p, -torch.expm1(q * log_p) / torch.where(limit, 1.0, q))
@@ -888,11 +889,10 @@ _PASSIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
 }
 
 
-def _log_p(rows: ClassRows) -> Tensor:
+def _log_p(log_p: Tensor, log_miss: Tensor) -> Tensor:
     """Log-probabilities that keep their relative precision near p = 1, where log-softmax rounds to 0."""
-    log_p = rows.log_softmax()
     likely = log_p > -0.5
-    miss = torch.where(likely, rows.log_miss_of_all(), -1.0).exp()
+    miss = torch.where(likely, log_miss, -1.0).exp()
     return torch.where(likely, torch.log1p(-miss), log_p)
 
 

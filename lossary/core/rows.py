@@ -80,18 +80,19 @@ class ClassRows:
 
         ``log1mexp(log p)`` loses everything when p is near 1 (in float32 5% at a logit gap of 14, 100% at 18).
         """
-        if self.hard:
-            return self._log_sum_of_others(self._label()).unsqueeze(self.dim)
-        return self.log_miss_of_all()
+        return self.log_miss_of_label().unsqueeze(self.dim) if self.hard else self.log_miss_of_all()
+
+    def log_miss_of_label(self) -> Tensor:
+        """Log of 1 - p of the label ``(N, ...)``. Index targets only."""
+        return self._log_sum_of_others(self.is_label())
 
     def log_miss_of_all(self) -> Tensor:
         """Log of 1 - p of all classes ``(N, C, ...)``."""
         log_p = self.log_softmax()
-        # At most one class can have p > 1/2, so only that one needs the sum over the others.
-        top = log_p.detach().argmax(self.dim, keepdim=True)
-        is_top = torch.zeros_like(log_p, dtype=torch.bool).scatter(self.dim, top, True)
-        others = self._log_sum_of_others(top).unsqueeze(self.dim)
-        return torch.where(is_top, others, numerics.log1mexp(torch.where(is_top, -1.0, log_p)))
+        # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
+        is_top = self._is(log_p.detach().argmax(self.dim, keepdim=True))
+        others = self._log_sum_of_others(is_top).unsqueeze(self.dim)
+        return torch.where(is_top, others, torch.log1p(-torch.exp(torch.where(is_top, -1.0, log_p))))
 
     def good_labels(self) -> Tensor | None:
         """Where the label lies in range ``(N, ...)``, ignored rows aside; None for probability targets."""
@@ -99,11 +100,15 @@ class ClassRows:
 
     def at_label(self, values: Tensor) -> Tensor:
         """Values ``(N, C, ...)`` at the label ``(N, ...)``. Index targets only."""
+        if (
+            torch.compiler.is_compiling() and values.is_floating_point()
+        ):  # fused with what makes the values, which a gather and its gradient are not
+            return torch.where(self.is_label(), values, 0.0).sum(self.dim)
         return values.gather(self.dim, self._label()).squeeze(self.dim)
 
     def is_label(self) -> Tensor:
         """``(N, C, ...)`` bool, True at the label. Index targets only."""
-        return torch.zeros_like(self.logits, dtype=torch.bool).scatter(self.dim, self._label(), True)
+        return self._is(self._label())
 
     def on_support(self, values: Tensor) -> Tensor:
         """Values of all classes ``(N, C, ...)`` taken to the support ``(N, K, ...)``."""
@@ -192,8 +197,13 @@ class ClassRows:
             raise ValueError("target holds probabilities; this objective is defined for class indices (N, ...) only.")
         return self.index.unsqueeze(self.dim)
 
-    def _log_sum_of_others(self, label: Tensor) -> Tensor:
-        return numerics.logsumexp(self.log_softmax().scatter(self.dim, label, -torch.inf), self.dim)
+    def _is(self, label: Tensor) -> Tensor:
+        """``(N, C, ...)`` bool, by comparison: unlike a scatter it becomes a part of the loop that reads it."""
+        classes = torch.arange(self.num_classes, device=label.device)
+        return classes.reshape([-1] + [1] * (self.logits.ndim - 1 - self.dim)) == label
+
+    def _log_sum_of_others(self, excluded: Tensor) -> Tensor:
+        return numerics.logsumexp(torch.where(excluded, -torch.inf, self.log_softmax()), self.dim)
 
 
 def reduce_rows(

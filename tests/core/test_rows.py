@@ -167,3 +167,31 @@ def test_tokens_have_the_vocabulary_last() -> None:
         token_rows(logits, target[:, 0])
     with pytest.raises(ValueError, match="it is not defined for probabilities"):
         token_rows(logits, logits.softmax(-1))
+
+
+def test_values_at_the_label_are_the_same_compiled() -> None:
+    """Compiled they are a masked sum, which neither an infinite or NaN neighbour nor a boolean may disturb."""
+    values = torch.tensor([[1.0, -math.inf, 2.0], [math.nan, -3.0, math.inf], [-math.inf, 0.5, 0.0]]).requires_grad_()
+    target = torch.tensor([2, 1, 0])
+
+    def at_label(values: Tensor) -> tuple[Tensor, Tensor]:
+        rows = class_rows(torch.zeros(3, 3), target)
+        return rows.at_label(values), rows.at_label(values > 0)
+
+    torch._dynamo.reset()
+    results = [at_label(values), torch.compile(at_label, fullgraph=True, backend="aot_eager")(values)]
+    for found, positive in results:
+        torch.testing.assert_close(found, torch.tensor([2.0, -3.0, -math.inf]))
+        assert positive.tolist() == [True, False, False]
+        (gradient,) = torch.autograd.grad(found.sum(), values)
+        assert torch.equal(gradient, F.one_hot(target, 3).float())
+
+
+def test_misses_of_the_label_are_those_of_all_classes() -> None:
+    logits = 20 * torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(50) % 4
+    rows = class_rows(logits, target)
+    exact = torch.logsumexp(logits[:, None].expand(-1, 4, -1).masked_fill(torch.eye(4).bool(), -math.inf), -1)
+    exact = exact - torch.logsumexp(logits, 1, keepdim=True)
+    torch.testing.assert_close(rows.log_miss_of_all(), exact, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(rows.log_miss_of_label(), exact[torch.arange(50), target], rtol=1e-12, atol=1e-13)
