@@ -93,7 +93,7 @@ def test_accumulation() -> None:
 
 def test_an_interrupted_run_goes_on() -> None:
     def run(steps: range, state: dict | None = None) -> tuple[list[list[float]], dict]:
-        model = nn.Linear(4, 1)
+        model = nn.Linear(4, 1, bias=False)
         with torch.no_grad():
             model.weight.fill_(0.5)
         adam = torch.optim.Adam(model.parameters(), lr=0.1)
