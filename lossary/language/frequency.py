@@ -228,7 +228,7 @@ class PowerLawDecayLoss(_OfFrequencies):
             label_smoothing=label_smoothing,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,

@@ -130,7 +130,7 @@ class WeightedInstructionLoss(Objective):
             reduction=reduction,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,

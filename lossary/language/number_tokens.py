@@ -182,7 +182,7 @@ class NumberTokenLoss(NumberObjective):
             reduction=reduction,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,
@@ -344,7 +344,7 @@ class CrossEntropyWithNumberTokenLoss(NumberObjective):
             reduction=reduction,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,

@@ -110,7 +110,7 @@ def _digits(seed: int, noise: float, weight: float, *, epochs: int) -> float:
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     order = seeding.generator(seed, "batches")
     for _ in range(epochs):
-        for rows in torch.randperm(600, generator=order).split(64):
+        for rows in torch.split(torch.randperm(600, generator=order), 64):
             optimizer.zero_grad()
             torch.autograd.backward(loss(model(data.x[rows]), labels[rows], quality[rows]))
             optimizer.step()

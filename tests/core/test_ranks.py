@@ -3,6 +3,7 @@
 import copy
 import socket
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lossary.classification import LDAMLoss, Poly1CrossEntropyLoss
+from lossary.language import AdaptiveLRScheduler
 
 LOSSES = {
     "poly1": Poly1CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0])),
@@ -40,8 +42,12 @@ def gradients_of_a_rank(rank: int, port: int, results: str) -> None:
         # DDP averages gradients over ranks: the divisor is the global count over the number of ranks.
         loss(parallel(x[rows]), y[rows], normalizer=weight / 2).backward()
         gradients[name] = parallel.module.weight.grad
+    scheduler = AdaptiveLRScheduler(torch.optim.SGD([torch.zeros(1)], lr=0.1), 100)
+    scheduler.step(5 if rank == 0 else torch.tensor(20))
+    summed = AdaptiveLRScheduler(torch.optim.SGD([torch.zeros(1)], lr=0.1), 100, gather=False)
+    summed.step(25)
     if rank == 0:
-        torch.save(gradients, results)
+        torch.save((gradients, [scheduler.get_last_lr(), summed.get_last_lr()]), results)
     dist.destroy_process_group()
 
 
@@ -51,7 +57,8 @@ def test_two_ranks_equal_one(tmp_path) -> None:
         port = probe.getsockname()[1]
     results = tmp_path / "gradients.pt"
     mp.spawn(gradients_of_a_rank, args=(port, str(results)), nprocs=2)
-    together = torch.load(results)
+    together, rates = torch.load(results)
+    assert rates == [pytest.approx([0.05])] * 2  # by the tokens of both ranks
     x, y = batch()
     for name, loss in LOSSES.items():
         alone = copy.deepcopy(model())
