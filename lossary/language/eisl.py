@@ -155,7 +155,7 @@ class EISLLoss(Objective):
         """As of any objective; ``ngrams`` are integers and stay Python's."""
         return {"ngrams": self.ngrams, **super().hyperparameters()}
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,
@@ -588,7 +588,7 @@ def _of_rows(
             first, last = segment[:, : segment.shape[1] - n + 1], segment[:, n - 1 :]
             allowed = allowed & (first == last).unsqueeze(2) & (first.unsqueeze(2) == first.unsqueeze(1))
             said = said & (first == last)
-        drawn = 0.0
+        drawn: Tensor | float = 0.0
         if noise is not None:
             drawn = noise[:, place, : scores.shape[1], : scores.shape[2]].to(scores.dtype)
         elif gumbel:

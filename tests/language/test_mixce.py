@@ -87,6 +87,28 @@ def test_linear_form_and_weight_of_a_sequence(weighting: Any, eta: float) -> Non
         mixce_loss(input @ head.T, target, mixing_ratio=1.5)
 
 
+def test_packed_sequences_have_their_own_weight() -> None:
+    generator = torch.Generator().manual_seed(1)
+    input, head = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((3, 4, 5), (6, 5)))
+    _, target = problem()
+    target[1, 3] = -100
+    words: dict[str, Any] = {"weighting": "sequence", "reduction": "none"}
+    segment = torch.tensor([[0, 2, 2, 2], [1, 1, 1, -7], [0, 0, 3, 3]])
+    packed = mixce_loss(input @ head.T, target, segment=segment, **words)
+    parts = [
+        mixce_loss((input @ head.T)[row, part], target[row, part], **words)
+        for row, cut in ((0, 1), (1, 4), (2, 2))
+        for part in (slice(0, cut), slice(cut, 4))
+    ]
+    torch.testing.assert_close(packed.flatten(), torch.cat(parts))
+    torch.testing.assert_close(linear_mixce_loss(input, head, target, segment=segment, **words), packed)
+    shifted = mixce_loss(input @ head.T, target, segment=segment, shift=1, **words)
+    torch.testing.assert_close(linear_mixce_loss(input, head, target, segment=segment, shift=1, **words), shifted)
+    renamed = torch.tensor([[2, 2, 2], [1, 1, -7], [0, 1, 1]])  # the same, with numbers of a shorter row
+    expected = mixce_loss((input @ head.T)[:, :-1], target[:, 1:], segment=renamed, **words)
+    torch.testing.assert_close(shifted, expected)
+
+
 def test_star_is_a_convex_combination() -> None:
     forward, reverse = torch.tensor([1.0, torch.inf]), torch.tensor([5.0, 2.0])
     assert mixce_star_loss(forward, reverse, mixing_ratio=0.0, reduction="none").tolist() == [5.0, 2.0]
