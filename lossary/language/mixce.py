@@ -269,7 +269,7 @@ class LinearMixCELoss(HeadObjective):
             vocab_parallel=vocab_parallel,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input: Tensor,
         linear_weight: Tensor,
