@@ -7,13 +7,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lossary.core.checks import check_floating, check_in_range, check_indices, check_shape, may_read_values
+from lossary.core.checks import check_floating, check_in_range, check_shape, may_read_values
 from lossary.core.numerics import log1mexp
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import token_rows, widen
 from lossary.core.types import Reduction
 from lossary.core.values import reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
+from lossary.language.segments import segment_index, segment_sums
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Normalize = Literal["none", "tokens"]
@@ -97,7 +98,8 @@ def dco_loss(
         target != ignore_index,
         N=N,
         normalize=normalize,
-        segment=_shifted(segment, shift),
+        segment=segment,
+        shift=shift,
         success_rate=success_rate,
         threshold=threshold,
     )
@@ -128,7 +130,7 @@ class DCOLoss(Objective):
             N=N, ignore_index=ignore_index, normalize=normalize, threshold=threshold, shift=shift, reduction=reduction
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,
@@ -242,7 +244,8 @@ def linear_dco_loss(
         rows.keep.reshape(rows.shape),
         N=N,
         normalize=normalize,
-        segment=_shifted(segment, shift),
+        segment=segment,
+        shift=shift,
         success_rate=success_rate,
         threshold=threshold,
     )
@@ -497,6 +500,7 @@ def _of_rows(
     N: Tensor | float,
     normalize: Normalize,
     segment: Tensor | None,
+    shift: int,
     success_rate: Tensor | None,
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
@@ -504,7 +508,8 @@ def _of_rows(
     check_in_range("N", N, 1.0)
     if normalize not in get_args(Normalize):
         raise ValueError(f"normalize is {normalize!r}; wanted 'none' or 'tokens'.")
-    log_p, count = _of_segments(logps, keep, segment), _of_segments(keep.to(logps.dtype), keep, segment)
+    index = segment_index(segment, keep, shift)
+    log_p, count = segment_sums(logps, index, shift), segment_sums(keep.to(logps.dtype), index, shift)
     counted = keep.any(-1)
     if success_rate is None:
         loss = _log_coverage(log_p, N)
@@ -531,26 +536,9 @@ def _branches(log_p: Tensor, N: Tensor | float) -> tuple[Tensor, Tensor, Tensor,
     return N, rare, sure, torch.where(rare | sure, -1.0, log_p)
 
 
-def _of_segments(values: Tensor, keep: Tensor, segment: Tensor | None) -> Tensor:
-    """Sums over the segments of a row ``(..., T)`` to ``(..., S)``; one segment where none are given."""
-    if segment is None:
-        return values.sum(-1, keepdim=True)
-    check_shape("segment", segment, keep.shape, "the number of its segment for each token")
-    if segment.is_floating_point() or segment.dtype == torch.bool:
-        raise TypeError(f"segment has dtype {segment.dtype}; wanted integers.")
-    segment = torch.where(keep, segment, 0).long()
-    if may_read_values(segment):
-        check_indices("segment", segment, segment.shape[-1])
-    return torch.zeros_like(values).scatter_add(-1, segment, values)
-
-
 def _success_rate(success_rate: Tensor, logps: Tensor) -> Tensor:
     check_floating("success_rate", success_rate)
     check_shape("success_rate", success_rate, logps.shape[:-1], "a share of right samples for each row")
     if may_read_values(success_rate) and ((success_rate < 0) | (success_rate > 1)).any():
         raise ValueError("success_rate contains a value outside [0, 1]; wanted shares of right samples.")
     return success_rate.detach().to(logps.dtype)
-
-
-def _shifted(segment: Tensor | None, shift: int) -> Tensor | None:
-    return segment[..., shift:] if segment is not None and shift else segment

@@ -155,7 +155,7 @@ class EISLLoss(Objective):
         """As of any objective; ``ngrams`` are integers and stay Python's."""
         return {"ngrams": self.ngrams, **super().hyperparameters()}
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,
@@ -446,6 +446,7 @@ def linear_eisl_with_cross_entropy(
     *,
     ngram_factor: Tensor | float,
     ce_factor: Tensor | float,
+    label_smoothing: Tensor | float = 0.0,
     ignore_index: int = -100,
     softcap: float | None = None,
     sample_weight: Tensor | None = None,
@@ -469,6 +470,7 @@ def linear_eisl_with_cross_entropy(
         linear_bias: Bias of the head.
         ngram_factor: Factor a of EISL.
         ce_factor: Factor b of cross-entropy.
+        label_smoothing: Of cross-entropy.
         ignore_index: Label of tokens that count for nothing.
         softcap: Bound k of ``k tanh(z / k)`` on the logits.
         sample_weight: Weights of rows.
@@ -498,11 +500,13 @@ def linear_eisl_with_cross_entropy(
         Liu et al. (NAACL 2022, arXiv 2106.15078), on the head of Cut Your Losses (arXiv 2411.09009).
     """
     head: dict[str, Any] = {"softcap": softcap, "backend": backend, "vocab_parallel": vocab_parallel}
+    check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     rows = head_rows(input, linear_weight, target, linear_bias, ignore_index=ignore_index, **head)
+    smoothed = {"log_prob": label_smoothing - 1.0, "mean_log_prob": -label_smoothing}
     eisl = {**eisl, **head, "ignore_index": ignore_index, "reduction": "none"}
     return _together(
         linear_eisl_loss(input, linear_weight, target, linear_bias, **eisl),
-        -rows.statistics("log_prob")["log_prob"],
+        rows.combine(smoothed, reduction="none", normalizer=None),
         target != ignore_index,
         ngram_factor=ngram_factor,
         ce_factor=ce_factor,
@@ -588,7 +592,7 @@ def _of_rows(
             first, last = segment[:, : segment.shape[1] - n + 1], segment[:, n - 1 :]
             allowed = allowed & (first == last).unsqueeze(2) & (first.unsqueeze(2) == first.unsqueeze(1))
             said = said & (first == last)
-        drawn = 0.0
+        drawn: Tensor | float = 0.0
         if noise is not None:
             drawn = noise[:, place, : scores.shape[1], : scores.shape[2]].to(scores.dtype)
         elif gumbel:

@@ -15,6 +15,7 @@ from lossary.core.rows import token_rows, widen
 from lossary.core.types import Reduction
 from lossary.core.values import like_first, reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
+from lossary.language.segments import segment_index, segment_sums
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Weighting = Literal["token", "sequence"]
@@ -29,6 +30,7 @@ def mixce_loss(
     *,
     mixing_ratio: Tensor | float = 0.5,
     weighting: Weighting = "token",
+    segment: Tensor | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     shift: int = 0,
@@ -53,6 +55,8 @@ def mixce_loss(
         target: Class indices.
         mixing_ratio: Share :math:`\eta` of the forward cross-entropy, in [0, 1]; 1 is cross-entropy.
         weighting: Whether q is of the ``token`` or of its whole ``sequence``, the last axis of ``target``.
+        segment: Number in [0, T) of the packed sequence that each token belongs to, where several share a row; q of a
+            ``sequence`` is then its own.
         weight: Weights of the entries of the vocabulary, as PyTorch's class weights.
         ignore_index: Label of tokens that count for nothing.
         shift: Token i predicts target i + shift.
@@ -61,8 +65,8 @@ def mixce_loss(
         normalizer: Divisor in place of the one of ``mean``; the number of sequences for the paper's synthetic form.
 
     Shape:
-        - logits: ``(..., V)``; target, sample_weight: ``(...)``; weight: ``(V,)``; mixing_ratio, normalizer: a number
-          or ``()``.
+        - logits: ``(..., V)``; target, segment, sample_weight: ``(...)``; weight: ``(V,)``.
+        - mixing_ratio, normalizer: a number or ``()``.
 
     Returns:
         ``(...)`` for ``none``, else ``()``; float32 for half-precision logits. Empty or all-ignored ``mean`` is NaN as
@@ -85,9 +89,8 @@ def mixce_loss(
         logits, target = logits[..., :-shift, :], target[..., shift:]
         sample_weight = None if sample_weight is None else sample_weight[..., shift:]
     rows = token_rows(logits, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight)
-    log_p = rows.log_p()
-    loss = _mixed(log_p, rows.masked(log_p), mixing_ratio, weighting, axis=-2)
-    return rows.reduce(rows.expect(loss), reduction=reduction, normalizer=normalizer)
+    loss = _mixed(rows.log_p().squeeze(-1), target != ignore_index, mixing_ratio, weighting, segment, shift)
+    return rows.reduce(rows.expect(loss.unsqueeze(-1)), reduction=reduction, normalizer=normalizer)
 
 
 class MixCELoss(Objective):
@@ -119,11 +122,12 @@ class MixCELoss(Objective):
             reduction=reduction,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         logits: Tensor,
         target: Tensor,
         *,
+        segment: Tensor | None = None,
         sample_weight: Tensor | None = None,
         normalizer: Tensor | float | None = None,
     ) -> Tensor:
@@ -132,10 +136,18 @@ class MixCELoss(Objective):
         Args:
             logits: Logits ``(..., V)``.
             target: Class indices ``(...)``.
+            segment: The packed sequence that each token belongs to.
             sample_weight: Weights of tokens.
             normalizer: Divisor of ``mean`` and ``sum`` in place of their own.
         """
-        return mixce_loss(logits, target, sample_weight=sample_weight, normalizer=normalizer, **self.hyperparameters())
+        return mixce_loss(
+            logits,
+            target,
+            segment=segment,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            **self.hyperparameters(),
+        )
 
 
 @objective(Kind.HEAD, exempt=_CONSTANT)
@@ -147,6 +159,7 @@ def linear_mixce_loss(
     *,
     mixing_ratio: Tensor | float = 0.5,
     weighting: Weighting = "token",
+    segment: Tensor | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     softcap: float | None = None,
@@ -171,6 +184,7 @@ def linear_mixce_loss(
         linear_bias: Bias of the head.
         mixing_ratio: Share :math:`\eta` of the forward cross-entropy, in [0, 1].
         weighting: Whether q is of the ``token`` or of its whole ``sequence``.
+        segment: Number in [0, T) of the packed sequence that each token belongs to.
         weight: Weights of the entries of the vocabulary.
         ignore_index: Label of tokens that count for nothing.
         softcap: Bound k of ``k tanh(z / k)`` on the logits.
@@ -182,7 +196,7 @@ def linear_mixce_loss(
         vocab_parallel: As in :func:`linear_cross_entropy`.
 
     Shape:
-        - input: ``(..., D)``; linear_weight: ``(V, D)``; target, sample_weight: ``(...)``.
+        - input: ``(..., D)``; linear_weight: ``(V, D)``; target, segment, sample_weight: ``(...)``.
         - linear_bias, weight: ``(V,)``; mixing_ratio, normalizer: a number or ``()``.
 
     Returns:
@@ -213,8 +227,10 @@ def linear_mixce_loss(
         backend=backend,
         vocab_parallel=vocab_parallel,
     )
-    log_p = rows.statistics("log_prob")["log_prob"]
-    loss = _mixed(log_p, log_p, mixing_ratio, weighting, axis=-1)
+    assert rows.keep is not None
+    loss = _mixed(
+        rows.statistics("log_prob")["log_prob"], rows.keep.reshape(rows.shape), mixing_ratio, weighting, segment, shift
+    )
     return rows.reduce(rows.target_weight() * loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -251,6 +267,39 @@ class LinearMixCELoss(HeadObjective):
             reduction=reduction,
             backend=backend,
             vocab_parallel=vocab_parallel,
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+        *,
+        segment: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        normalizer: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            input: Hidden states ``(..., D)``.
+            linear_weight: Weight of the head.
+            target: Class indices ``(...)``.
+            linear_bias: Bias of the head.
+            segment: The packed sequence that each token belongs to.
+            sample_weight: Weights of tokens.
+            normalizer: Divisor of ``mean`` and ``sum`` in place of their own.
+        """
+        return linear_mixce_loss(
+            input,
+            linear_weight,
+            target,
+            linear_bias,
+            segment=segment,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            **self.hyperparameters(),
         )
 
 
@@ -323,7 +372,7 @@ class MixCEStarLoss(Objective):
     def __init__(self, mixing_ratio: Tensor | float, *, reduction: Reduction = "mean") -> None:
         super().__init__(mixing_ratio=mixing_ratio, reduction=reduction)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         forward_nll: Tensor,
         reverse_nll: Tensor,
@@ -413,10 +462,20 @@ def gumbel_rollout(
     return torch.stack(tokens, -2)
 
 
-def _mixed(log_p: Tensor, masked: Tensor, mixing_ratio: Tensor | float, weighting: Weighting, *, axis: int) -> Tensor:
-    """The loss of each token; ``masked`` is log p with 0 in ignored ones, ``axis`` that of the tokens."""
+def _mixed(
+    log_p: Tensor,
+    keep: Tensor,
+    mixing_ratio: Tensor | float,
+    weighting: Weighting,
+    segment: Tensor | None,
+    shift: int,
+) -> Tensor:
+    """The loss of each token ``(..., T)``."""
     check_in_range("mixing_ratio", mixing_ratio, 0.0, 1.0)
     if weighting not in get_args(Weighting):
         raise ValueError(f"weighting is {weighting!r}; wanted 'token' or 'sequence'.")
-    q = (log_p if weighting == "token" else masked.sum(axis, keepdim=True)).detach().exp()
-    return product((mixing_ratio + (1 - mixing_ratio) * q).expand_as(log_p), -log_p)
+    log_q = log_p.detach()
+    if weighting == "sequence":
+        index = segment_index(segment, keep, shift)
+        log_q = segment_sums(torch.where(keep, log_q, 0.0), index, shift).gather(-1, index)
+    return product(mixing_ratio + (1 - mixing_ratio) * log_q.exp(), -log_p)

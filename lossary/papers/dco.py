@@ -68,7 +68,7 @@ def reproduce(run: Run) -> Evidence:
     arms = {f"trained with {n}": f"N={n}" for n in trained_for}
     by_drawn = {name: [run.mean(arm, f"pass@{k}") for k in DRAWN] for name, arm in arms.items()}
     by_epoch = {name: [run.mean(arm, f"pass@64 after {e} epochs") for e in epochs] for name, arm in arms.items()}
-    best = [max(trained_for, key=lambda n, k=k: run.mean(f"N={n}", f"pass@{k}")) for k in DRAWN]
+    best = [max((run.mean(f"N={n}", f"pass@{k}"), n) for n in trained_for)[1] for k in DRAWN]
     peaks = [f"{name}: {max(curve):.3f} at best, {curve[-1]:.3f} at the end" for name, curve in by_epoch.items()]
     return run.conclude(
         series=[
@@ -90,7 +90,7 @@ def _train(seed: int, n: int, epochs: tuple[int, ...], *, rows: int) -> dict[str
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, fused=True)
     results: dict[str, float] = {}
     for epoch in range(1, max(epochs) + 1):
-        for batch in torch.randperm(rows, generator=generator).split(250):
+        for batch in torch.split(torch.randperm(rows, generator=generator), 250):
             optimizer.zero_grad()
             torch.autograd.backward(dco_loss(model(x[batch]), y[batch], N=n))
             optimizer.step()

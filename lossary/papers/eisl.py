@@ -82,11 +82,11 @@ def reproduce(run: Run) -> Evidence:
         if compared and not run.quick:
             results["accuracy on letters at 0.9"], _ = _train(seed, arm, 0.9, text=True, epochs=epochs)
         run.record(arm, **results)
-    whole = ", ".join(f"{run.mean(arm, 'whole sequences at 0.9'):.3f} by {arm}" for arm in ARMS)
-    tokens = ", ".join(f"{run.mean(arm, 'accuracy at 0.9'):.3f} by {arm}" for arm in ARMS)
+    in_whole = ", ".join(f"{run.mean(arm, 'whole sequences at 0.9'):.3f} by {arm}" for arm in ARMS)
+    by_token = ", ".join(f"{run.mean(arm, 'accuracy at 0.9'):.3f} by {arm}" for arm in ARMS)
     notes = [
-        f"Tokens right with 0.9 of the targets shifted: {tokens}.",
-        f"Whole sequences right with 0.9 of the targets shifted: {whole}.",
+        f"Tokens right with 0.9 of the targets shifted: {by_token}.",
+        f"Whole sequences right with 0.9 of the targets shifted: {in_whole}.",
     ]
     if run.quick:
         return run.conclude(notes=notes)
@@ -112,7 +112,7 @@ def _train(seed: int, arm: str, noise: float, *, text: bool, epochs: int) -> tup
         model = _dense(vocab) if dense else _Attention(vocab)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2 if dense else 2e-3, fused=True)
     for epoch in range(epochs):
-        for rows in torch.randperm(ROWS, generator=generator).split(100):
+        for rows in torch.split(torch.randperm(ROWS, generator=generator), 100):
             logits = model(source[rows])
             if ARMS[arm] and epoch >= 4:
                 loss = eisl_loss(logits, target[rows], ngrams=(ARMS[arm],))
@@ -144,7 +144,7 @@ class _Attention(nn.Module):
 def _dense(vocab: int) -> nn.Module:
     """All places by one hidden layer: no output is nearer to one place than to another."""
     return nn.Sequential(
-        nn.Embedding.from_pretrained(torch.eye(vocab)),
+        nn.Embedding.from_pretrained(torch.eye(vocab)),  # type: ignore[no-untyped-call]
         nn.Flatten(),
         nn.Linear(LENGTH * vocab, 128),
         nn.ReLU(),

@@ -112,7 +112,7 @@ def _learn(seed: int, law: str, eta: float, *, star: bool, epochs: int) -> dict[
         model = _Bigram(source.vocab_size)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=1e-4, fused=True)
     for _ in range(epochs):
-        for rows in torch.randperm(TEXTS, generator=generator).split(BATCH):
+        for rows in torch.split(torch.randperm(TEXTS, generator=generator), BATCH):
             optimizer.zero_grad()
             if star:
                 forward = _on_texts(model, texts[rows], 1.0)

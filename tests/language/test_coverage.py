@@ -172,6 +172,10 @@ def test_steps_of_a_proof_and_packed_rows() -> None:
     target[0, 3] = -100  # whatever number padding has
     padded = dco_loss(logits, target, N=8, segment=torch.tensor([[0, 0, 0, -1]]))
     torch.testing.assert_close(padded, dco_loss(logits[:, :3], target[:, :3], N=8))
+    for form, start in ((dco_loss, (logits,)), (linear_dco_loss, (input, head))):
+        moved = form(*start, target, N=8, segment=torch.tensor([[-1, 0, 3, 3]]), shift=1)
+        expected = dco_loss(logits[:, :-1], target[:, 1:], N=8, segment=torch.tensor([[0, 1, 1]]))
+        torch.testing.assert_close(moved, expected)
     module = LinearDCOLoss(8)
     segment = torch.tensor([[0, 1, 1, 0]])
     torch.testing.assert_close(
