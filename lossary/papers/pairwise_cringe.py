@@ -65,7 +65,8 @@ CARD = Paper(
 
 VOCABULARY, PROMPT, ANSWER = 1000, 12, 24
 BATCH = 16
-ARMS = ("binary Cringe", "Pairwise Cringe", "DPO")
+DETACHED = "Pairwise Cringe, gate detached"
+ARMS = ("binary Cringe", "Pairwise Cringe", DETACHED, "DPO")
 
 
 def reproduce(run: Run) -> Evidence:
@@ -74,7 +75,7 @@ def reproduce(run: Run) -> Evidence:
 
     Its greedy continuations of 12 words of the text by 24 that hold a repeated 3-gram are the worse responses, the
     text's own the better ones. Each objective then trains it for 60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and
-    tau = 10 for the gate, beta = 0.1 for DPO). Repetition is the share of 3-grams of greedy continuations of held-out
+    tau = 10 for the gate, which is also tried as a constant to the gradient; beta = 0.1 for DPO). Repetition is the share of 3-grams of greedy continuations of held-out
     text that were there before, perplexity that of the held-out text.
     """
     pretraining, steps = run.pick((300, 60), (4, 2))
@@ -202,9 +203,9 @@ def _train(model: _Words, start: _Words, pairs: Pairs, arm: str, seed: int, step
         if arm == "binary Cringe":
             good = torch.arange(len(target)) < len(rows)
             loss = cringe_loss(logits, target, good, generator=draws)
-        elif arm == "Pairwise Cringe":
+        elif arm in ("Pairwise Cringe", DETACHED):
             better, worse = zip(logits.chunk(2), target.chunk(2), strict=True)
-            loss = pairwise_cringe_loss(*better, *worse, tau=10.0, generator=draws)
+            loss = pairwise_cringe_loss(*better, *worse, tau=10.0, detach_gate=arm == DETACHED, generator=draws)
         else:
             with torch.no_grad():
                 reference = sequence_logps(*_answers(start, batch))

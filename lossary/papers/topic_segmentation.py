@@ -67,8 +67,8 @@ CARD = Paper(
     seeds=5,
     limits=(
         "The paper fine-tunes RoBERTa on chats and meetings after Wiki-727K; docstrings of Python's library under a "
-        "frozen small encoder stand in, so that neither that pre-training nor its corpora are repeated. The text is that "
-        "of the Python that runs it."
+        "frozen small encoder stand in, so that neither that pre-training nor its corpora are repeated. The text is "
+        "that of the Python that runs it."
     ),
 )
 
