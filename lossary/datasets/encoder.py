@@ -71,7 +71,8 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as missing:
         raise UserError("The sentence encoder needs transformers: pip install transformers.") from missing
-    load_tokenizer: Any = AutoTokenizer.from_pretrained
-    return load_tokenizer(folder, local_files_only=True), AutoModel.from_pretrained(
+    tokenizers: Any = AutoTokenizer
+    models: Any = AutoModel
+    return tokenizers.from_pretrained(folder, local_files_only=True), models.from_pretrained(
         folder, local_files_only=True
     ).eval()

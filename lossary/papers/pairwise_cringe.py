@@ -65,8 +65,7 @@ CARD = Paper(
 
 VOCABULARY, PROMPT, ANSWER = 1000, 12, 24
 BATCH = 16
-DETACHED = "Pairwise Cringe, gate detached"
-ARMS = ("binary Cringe", "Pairwise Cringe", DETACHED, "DPO")
+ARMS = ("binary Cringe", "Pairwise Cringe", "DPO")
 
 
 def reproduce(run: Run) -> Evidence:
@@ -74,8 +73,7 @@ def reproduce(run: Run) -> Evidence:
 
     It is 96 wide and trained for 300 steps of Adam 1e-3. Its greedy continuations of 12 words of the text by 24 that
     hold a repeated 3-gram are the worse responses, the text's own the better ones. Each objective then trains it for
-    60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and tau = 10 for the gate, which is also tried as a constant to the
-    gradient; beta = 0.1 for DPO). Repetition is the share of 3-grams of greedy continuations of held-out text that
+    60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and tau = 10 for the gate; beta = 0.1 for DPO). Repetition is the share of 3-grams of greedy continuations of held-out text that
     were there before, perplexity that of the held-out text.
     """
     pretraining, steps = run.pick((300, 60), (4, 2))
@@ -203,9 +201,9 @@ def _train(model: _Words, start: _Words, pairs: Pairs, arm: str, seed: int, step
         if arm == "binary Cringe":
             good = torch.arange(len(target)) < len(rows)
             loss = cringe_loss(logits, target, good, generator=draws)
-        elif arm in ("Pairwise Cringe", DETACHED):
+        elif arm == "Pairwise Cringe":
             better, worse = zip(logits.chunk(2), target.chunk(2), strict=True)
-            loss = pairwise_cringe_loss(*better, *worse, tau=10.0, detach_gate=arm == DETACHED, generator=draws)
+            loss = pairwise_cringe_loss(*better, *worse, tau=10.0, generator=draws)
         else:
             with torch.no_grad():
                 reference = sequence_logps(*_answers(start, batch))

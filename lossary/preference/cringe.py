@@ -979,7 +979,8 @@ class IterativePreferenceTrainer(Generic[Prompt, Response]):
         for prompt, responses in zip(prompts, sampled, strict=True):
             scores = [float(self.reward(prompt, response)) for response in responses]
             rewards += scores
-            best, worst = (pick(range(num_samples), key=scores.__getitem__) for pick in (max, min))
+            best = max(range(num_samples), key=scores.__getitem__)
+            worst = min(range(num_samples), key=scores.__getitem__)
             if scores[best] > scores[worst]:
                 new.append(PreferencePair(prompt, responses[best], responses[worst], scores[best], scores[worst]))
         self.pairs += new
