@@ -73,8 +73,9 @@ def reproduce(run: Run) -> Evidence:
 
     It is 96 wide and trained for 300 steps of Adam 1e-3. Its greedy continuations of 12 words of the text by 24 that
     hold a repeated 3-gram are the worse responses, the text's own the better ones. Each objective then trains it for
-    60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and tau = 10 for the gate; beta = 0.1 for DPO). Repetition is the share of 3-grams of greedy continuations of held-out text that
-    were there before, perplexity that of the held-out text.
+    60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and tau = 10 for the gate; beta = 0.1 for DPO). Repetition is the
+    share of 3-grams of greedy continuations of held-out text that were there before, perplexity that of the held-out
+    text.
     """
     pretraining, steps = run.pick((300, 60), (4, 2))
     text, held_out = _text()
