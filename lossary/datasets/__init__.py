@@ -13,8 +13,9 @@ from lossary.datasets.catalogue import describe as describe
 from lossary.datasets.catalogue import load as load
 from lossary.datasets.catalogue import names as names
 from lossary.datasets.catalogue import path as path
+from lossary.datasets.encoder import encode_sentences as encode_sentences
 from lossary.datasets.media import decode_audio as decode_audio
 from lossary.datasets.media import decode_images as decode_images
 from lossary.datasets.registry import Entry as Entry
 
-__all__ = ["Dataset", "Entry", "decode_audio", "decode_images", "describe", "load", "names", "path"]
+__all__ = ["Dataset", "Entry", "decode_audio", "decode_images", "describe", "encode_sentences", "load", "names", "path"]

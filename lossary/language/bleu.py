@@ -38,7 +38,7 @@ class BleuStats(NamedTuple):
         return _bleu(*self, smooth=smooth)
 
 
-def corpus_bleu_stats(hyp: Sequence[Text], ref: Sequence[Text | Sequence[Text]], *, max_n: int = 4) -> BleuStats:
+def corpus_bleu_stats(hyp: Sequence[Text], ref: Sequence[Text | list[Text]], *, max_n: int = 4) -> BleuStats:
     r"""Counts of n-grams of a corpus, from which both its BLEU and that of its sentences follow.
 
     Reach for it to see how far the mean sentence BLEU, which sequence-level training maximises, lies from the corpus
@@ -88,7 +88,7 @@ def corpus_bleu_stats(hyp: Sequence[Text], ref: Sequence[Text | Sequence[Text]],
     return BleuStats(*counts, length[:, 0], length[:, 1])
 
 
-def sentence_bleu(hyp: Text, ref: Text | Sequence[Text], *, smooth: float = 1.0, max_n: int = 4) -> float:
+def sentence_bleu(hyp: Text, ref: Text | list[Text], *, smooth: float = 1.0, max_n: int = 4) -> float:
     """BLEU of one sentence.
 
     Reach for it to reward or to rank single sentences; corpora are judged by ``corpus_bleu_stats(...).corpus_bleu()``,

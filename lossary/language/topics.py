@@ -67,7 +67,8 @@ def boundary_focal_loss(
         tensor(0.8259)
 
     Source:
-        Ghosh, Singhania, Chen et al.: Topic Segmentation of Semi-Structured and Unstructured Conversational Datasets
+        Ghosh, Kajal, Kamath, Shrivastava, Basu, Zeng, Srinivasan: Topic Segmentation of Semi-Structured and
+        Unstructured Conversational Datasets
         using Language Models (arXiv 2310.17120), after Lin et al. (ICCV 2017, arXiv 1708.02002).
     """
     checks.check_in_range("gamma", gamma, 0.0)

@@ -69,13 +69,13 @@ ARMS = ("binary Cringe", "Pairwise Cringe", "DPO")
 
 
 def reproduce(run: Run) -> Evidence:
-    """A word-level network (2 layers, 96 wide) on the descriptions of scikit-learn's data sets
-    (11,000 words), 300 steps of Adam 1e-3.
+    """A word-level network of two layers on the 11,000 words of scikit-learn's descriptions of its data sets.
 
-    Its greedy continuations of 12 words of the text by 24 that hold a repeated 3-gram are the worse responses, the
-    text's own the better ones. Each objective then trains it for 60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and
-    tau = 10 for the gate, beta = 0.1 for DPO). Repetition is the share of 3-grams of greedy continuations of held-out
-    text that were there before, perplexity that of the held-out text.
+    It is 96 wide and trained for 300 steps of Adam 1e-3. Its greedy continuations of 12 words of the text by 24 that
+    hold a repeated 3-gram are the worse responses, the text's own the better ones. Each objective then trains it for
+    60 steps of 16 pairs, Adam 3e-4 (k = 5; b = 0 and tau = 10 for the gate; beta = 0.1 for DPO). Repetition is the
+    share of 3-grams of greedy continuations of held-out text that were there before, perplexity that of the held-out
+    text.
     """
     pretraining, steps = run.pick((300, 60), (4, 2))
     text, held_out = _text()

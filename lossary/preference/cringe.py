@@ -197,7 +197,7 @@ def linear_cringe_loss(
         .. math:: L_i = -\log p(y_i) \text{ on good sequences}, \quad
             L_i = \alpha \log\big(1 + e^{z_{y_i} - z_{j_i}}\big) \text{ on bad ones}
 
-        with :math:`z_i = W x_i + b`.
+        as in :func:`cringe_loss`, with the logits of the head.
 
     Args:
         input: Hidden states.
@@ -712,7 +712,7 @@ def linear_pairwise_cringe_loss(
         .. math:: L = \sigma\Big(\frac{b - M}{\tau}\Big) \, (L_{CE}(y_w) + \alpha L_{Cr}(y_l)), \quad
             M = \log p(y_w \mid x) - \log p(y_l \mid x)
 
-        with the logits :math:`z_i = W x_i + b`.
+        as in :func:`pairwise_cringe_loss`, with the logits of the head.
 
     Args:
         chosen_input: Hidden states on the better response.
@@ -979,7 +979,8 @@ class IterativePreferenceTrainer(Generic[Prompt, Response]):
         for prompt, responses in zip(prompts, sampled, strict=True):
             scores = [float(self.reward(prompt, response)) for response in responses]
             rewards += scores
-            best, worst = (pick(range(num_samples), key=scores.__getitem__) for pick in (max, min))
+            best = max(range(num_samples), key=scores.__getitem__)
+            worst = min(range(num_samples), key=scores.__getitem__)
             if scores[best] > scores[worst]:
                 new.append(PreferencePair(prompt, responses[best], responses[worst], scores[best], scores[worst]))
         self.pairs += new

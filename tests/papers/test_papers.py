@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,14 @@ def test_recorded_evidence_follows_the_card(slug: str) -> None:
 @pytest.mark.parametrize("slug", SLUGS)
 def test_quick_form_runs(slug: str, tmp_path: Path) -> None:
     steps = []
-    evidence = papers.reproduce(
-        slug, quick=True, seeds=2, progress=lambda done, total, what: steps.append((done, total))
-    )
+    try:
+        evidence = papers.reproduce(
+            slug, quick=True, seeds=2, progress=lambda done, total, what: steps.append((done, total))
+        )
+    except UserError as missing:  # published data or weights that are neither here nor to be had
+        if os.environ.get("LOSSARY_DATA") and "encoder" not in str(missing):
+            raise
+        pytest.skip(str(missing))
     assert steps[-1][0] == steps[-1][1] > 0
     assert evidence.verdict == "not judged (quick form)"
     assert math.isfinite(evidence.mean)
