@@ -70,7 +70,9 @@ def reproduce(run: Run) -> Evidence:
     epochs = run.pick(EPOCHS, EPOCHS[:3])
     for seed, arm in run.trials(["from scratch", "up-scaled", *STRENGTHS]):
         if arm in STRENGTHS:
-            run.record(arm, **{"chosen over reference": _chosen_over_reference(seed, STRENGTHS[arm])})
+            run.record(
+                arm, **{"chosen over reference": _chosen_over_reference(seed, STRENGTHS[arm], steps=run.pick(200, 10))}
+            )
             continue
         for number in epochs:
             network = Residual(9, seed) if arm == "from scratch" else _grown(seed, run.pick(20, 4))
@@ -149,7 +151,7 @@ def _grown(seed: int, epochs: int) -> nn.Module:
     return grown
 
 
-def _chosen_over_reference(seed: int, strength: float) -> float:
+def _chosen_over_reference(seed: int, strength: float, *, steps: int) -> float:
     """Mean change in log-probability of 64 chosen sequences of 10 tokens, under a bigram model of rank 4."""
     generator = seeding.generator(seed, "pairs")
     embedding, head = (torch.randn(16, 4, generator=generator) for _ in range(2))
@@ -164,7 +166,7 @@ def _chosen_over_reference(seed: int, strength: float) -> float:
 
     reference = logps()
     optimizer = torch.optim.Adam([embedding.requires_grad_(), head.requires_grad_()], 1e-2)
-    for _ in range(200):
+    for _ in range(steps):
         optimizer.zero_grad()
         loss = dpo_positive_loss(*logps().chunk(2), *reference.chunk(2), penalty_lambda=strength)
         torch.autograd.backward(loss)
