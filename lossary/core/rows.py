@@ -100,9 +100,8 @@ class ClassRows:
 
     def at_label(self, values: Tensor) -> Tensor:
         """Values ``(N, C, ...)`` at the label ``(N, ...)``. Index targets only."""
-        if (
-            torch.compiler.is_compiling() and values.is_floating_point()
-        ):  # fused with what makes the values, which a gather and its gradient are not
+        if torch.compiler.is_compiling() and values.is_floating_point():
+            # Fused with what makes the values, which a gather and its gradient are not.
             return torch.where(self.is_label(), values, 0.0).sum(self.dim)
         return values.gather(self.dim, self._label()).squeeze(self.dim)
 
