@@ -121,7 +121,7 @@ def length_profile(
     for length in lengths:
         bits, labels = draw(n, length, generator)
         with torch.no_grad():  # few long strings at once: attention is quadratic in their length
-            parts = [model(part) for part in bits.split(max(1, 2**14 // (length + 1)))]
+            parts = [model(part) for part in torch.split(bits, max(1, 2**14 // (length + 1)))]
         logits = torch.cat(parts).double()
         profile[length] = {
             "accuracy": ((logits > 0) == (labels > 0)).double().mean().item(),

@@ -86,7 +86,7 @@ def log_length_attention(
         check_shape(name, tensor, (*query.shape[:-2], key.shape[-2], width), "batch and width of query")
     biases: tuple[Tensor | None, ...] = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
     q, k, v = (
-        F.linear(x, weight, bias).unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+        F.linear(x, weight, bias).reshape(*x.shape[:-1], num_heads, width // num_heads).transpose(-3, -2)
         for x, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
     )
     bias = _bias(q, k, key_padding_mask, attn_mask)

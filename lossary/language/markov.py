@@ -67,8 +67,9 @@ class MarkovSource:
         system = torch.eye(contexts, dtype=torch.float64) - step.T + 1  # with sum(pi) = 1 added to every equation
         if torch.linalg.matrix_rank(system) < contexts:
             raise ValueError("transition has several stationary laws; wanted one, as where all contexts communicate.")
-        law = torch.linalg.solve(system, torch.ones(contexts, dtype=torch.float64)).clamp(min=0)
-        return (law / law.sum()).reshape((self.alphabet_size,) * self.order)
+        law: Tensor = torch.linalg.solve(system, torch.ones(contexts, dtype=torch.float64)).clamp(min=0)
+        law = law / law.sum()
+        return law.reshape((self.alphabet_size,) * self.order)
 
     def symbol_law(self) -> Tensor:
         """Law of a single symbol ``(A,)``, float64."""
@@ -76,11 +77,13 @@ class MarkovSource:
 
     def entropy_rate(self) -> float:
         """Nats per symbol that no model can go below."""
-        return (self.stationary() * torch.special.entr(self.transition).sum(-1)).sum().item()
+        of_contexts: Tensor = torch.special.entr(self.transition).sum(-1)
+        return (self.stationary() * of_contexts).sum().item()
 
     def unigram_entropy(self) -> float:
         """Nats per symbol of the best model that ignores what came before."""
-        return torch.special.entr(self.symbol_law()).sum().item()
+        entropy: float = torch.special.entr(self.symbol_law()).sum().item()
+        return entropy
 
     def entropies(self) -> dict[str, float]:
         """``entropy_rate`` and ``unigram_entropy`` in nats."""

@@ -100,8 +100,8 @@ class DictionaryTokenizer:
         known = set(tokens)
         self.dictionary = tokens + [(symbol,) for symbol in range(self.alphabet_size) if (symbol,) not in known]
         self._trie = _Trie()
-        for token, symbols in enumerate(self.dictionary):
-            self._trie.add(symbols, token)
+        for place, symbols in enumerate(self.dictionary):
+            self._trie.add(symbols, place)
 
     def _greedy(self, symbols: list[int]) -> list[int]:
         ids: list[int] = []
@@ -248,7 +248,7 @@ class BPETokenizer(DictionaryTokenizer):
         self._set(dictionary)
         return self
 
-    def encode(self, text: Text, method: Literal["greedy", "merges", "minimal"] = "greedy") -> Tensor:  # type: ignore[override]
+    def encode(self, text: Text, method: Literal["greedy", "merges", "minimal"] = "greedy") -> Tensor:
         """Ids of the tokens that make up a text.
 
         Args:
