@@ -154,10 +154,10 @@ class NumberRows(Numbers):
             dot_id: Entry of the dot; None where it ends a number.
         """
         is_digit = self.counts
-        before, after = F.pad(is_digit[:, :-1], (1, 0)), F.pad(is_digit[:, 1:], (0, 1))
+        before, after = F.pad(is_digit, (1, 0))[:, :-1], F.pad(is_digit, (0, 1))[:, 1:]
         dot = torch.zeros_like(is_digit) if dot_id is None else (target == dot_id) & before & after
         inside = is_digit | dot
-        starts = inside & ~F.pad(inside[:, :-1], (1, 0))
+        starts = inside & ~F.pad(inside, (1, 0))[:, :-1]
         run = torch.where(inside, starts.long().cumsum(1), 0)  # 0 collects what is in no run
 
         def total(x: Tensor) -> Tensor:

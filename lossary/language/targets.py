@@ -52,7 +52,7 @@ def shift_labels(
         check_shape("position_ids", position_ids, labels.shape, "the place of each token in its sequence")
         keep = keep & (position_ids != 0)
     labels = torch.where(keep, labels, ignore_index)
-    return F.pad(labels[..., 1:], (0, 1), value=ignore_index)
+    return F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
 
 
 def instruction_mask(

@@ -56,8 +56,8 @@ CARD = Paper(
     seeds=5,
     limits=(
         "Networks that write a number digit by digit, of sums of three-digit numbers and of scikit-learn's diabetes "
-        "target; the paper trains T5 on DeepMind's mathematics data. Every token is a digit here, so nothing is seen of "
-        "text beside numbers."
+        "target; the paper trains T5 on DeepMind's mathematics data. Every token is a digit here, so nothing is seen "
+        "of text beside numbers."
     ),
 )
 
@@ -99,7 +99,7 @@ def _addition(run: Run, seed: int, kind: str, ntl_weight: float) -> dict[str, fl
     pairs = torch.randperm(1_000_000, generator=seeding.generator(seed, "sums"))[: train + test]
     a, b = pairs // 1000, pairs % 1000
     features = F.one_hot(_digits(torch.stack([a, b], 1), 3).flatten(1), 10).flatten(1).float()
-    return _written(features, a + b, 4, train, kind, ntl_weight, seed, epochs=run.pick(40, 2))
+    return _written(features, a + b, 4, train, kind, ntl_weight, seed, epochs=run.pick(20, 2))
 
 
 def _diabetes(run: Run, seed: int, kind: str, ntl_weight: float) -> dict[str, float]:

@@ -173,6 +173,7 @@ def test_packed_and_padded_rows() -> None:
     attention_mask[:, -2:] = 0
     markers = [ord(c) for c in "a:"], [ord(".")]
     labels = instruction_mask(packed, *markers, position_ids=position_ids, attention_mask=attention_mask)
+    assert shift_labels(packed[:, :0]).shape == (1, 0)
     assert "".join(chr(label) for label in labels[labels != -100].tolist()) == "yeo."
     alone = [instruction_mask(tokens_of(text), *markers) for text in (first, second)]
     assert torch.equal(labels[:, :-2], torch.cat(alone, 1))

@@ -289,6 +289,7 @@ def test_whole_numbers_behave() -> None:
     nothing = number_level_loss(logits, torch.full((2, 6), -100), DIGITS)
     assert nothing == 0
     nothing.backward()
+    assert number_level_loss(logits[:, :0], target[:, :0], DIGITS) == 0
     weights = torch.ones(2, 6)
     weights[0] = 0
     torch.testing.assert_close(
