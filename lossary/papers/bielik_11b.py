@@ -28,6 +28,9 @@ CARD = Paper(
         "merge_state_dicts",
         "lossary.preference.dpo_positive_loss",
         "lossary.preference.DPOPositiveLoss",
+        "weighted_instruction_loss",
+        "adaptive_learning_rate",
+        "AdaptiveLRScheduler",
     ),
     formula=(
         "L = -log sigmoid(beta_w log(pi(y_w) / pi_0(y_w)) - beta_l log(pi(y_l) / pi_0(y_l)) "
