@@ -31,7 +31,8 @@ class BleuStats(NamedTuple):
 
     def corpus_bleu(self) -> Tensor:
         """BLEU of all sentences together, ``()``: counts are summed first. Nothing is smoothed."""
-        return _bleu(*(part.sum(0) for part in self), smooth=0.0)
+        matches, totals, hypothesis_length, reference_length = (part.sum(0) for part in self)
+        return _bleu(matches, totals, hypothesis_length, reference_length, smooth=0.0)
 
     def sentence_bleu(self, smooth: float = 1.0) -> Tensor:
         """BLEU of each sentence ``(S,)``; ``smooth`` is added to the counts of n-grams longer than a word."""
@@ -84,8 +85,8 @@ def corpus_bleu_stats(hyp: Sequence[Text], ref: Sequence[Text | list[Text]], *, 
         nearest = min((abs(len(each) - len(words)), len(each)) for each in references)[1]
         lengths.append((len(words), nearest))
     length = torch.tensor(lengths, dtype=torch.float64).reshape(-1, 2)
-    counts = (torch.tensor(rows, dtype=torch.float64).reshape(-1, max_n) for rows in (matches, totals))
-    return BleuStats(*counts, length[:, 0], length[:, 1])
+    matched, counted = (torch.tensor(rows, dtype=torch.float64).reshape(-1, max_n) for rows in (matches, totals))
+    return BleuStats(matched, counted, length[:, 0], length[:, 1])
 
 
 def sentence_bleu(hyp: Text, ref: Text | list[Text], *, smooth: float = 1.0, max_n: int = 4) -> float:

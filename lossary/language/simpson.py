@@ -386,9 +386,11 @@ def _soft_counts(
         checks.check_class_vector("weight", weight, rows.num_classes)
         assert rows.index is not None
         assert rows.keep is not None
+        good = rows.good_labels()
+        assert good is not None
         if input.ndim != 2:
             raise ValueError(f"input has shape {tuple(input.shape)}; wanted (N, C) beside class indices.")
-        p = torch.where((rows.good_labels() | ~rows.keep).unsqueeze(1), rows.log_softmax().exp(), math.nan)
+        p = torch.where((good | ~rows.keep).unsqueeze(1), rows.log_softmax().exp(), math.nan)
         y = F.one_hot(rows.index, rows.num_classes).to(p.dtype)
         live = rows.keep.to(p.dtype) if sample_weight is None else rows.keep * sample_weight.to(p.dtype)
         share = p.new_ones(rows.num_classes) if weight is None else weight.to(p.dtype)

@@ -287,7 +287,8 @@ class TopicSegmenter(nn.Module):
             probability = self.eval()(embeddings.unsqueeze(0))[0].softmax(-1)[:, 1]
         finally:
             self.train(training)
-        return (probability[:-1] > threshold).nonzero()[:, 0].tolist()
+        found: list[int] = (probability[:-1] > threshold).nonzero()[:, 0].tolist()
+        return found
 
 
 def pk_score(reference: Tensor, hypothesis: Tensor, *, window_size: int | None = None) -> Tensor:

@@ -168,7 +168,7 @@ def _modules(count: int, per_module: int) -> list[Tensor]:
 
     texts = [_sentences(name)[:per_module] for name in MODULES[:count]]
     vectors = encode_sentences([sentence for text in texts for sentence in text])
-    return list(vectors.split([len(text) for text in texts]))
+    return list(torch.split(vectors, [len(text) for text in texts]))
 
 
 def _sentences(module: str) -> list[str]:
@@ -212,7 +212,7 @@ def _train(documents: Sequence[Document], loss: Loss, seed: int, *, epochs: int)
         optimizer = torch.optim.Adam(model.parameters(), 2e-3, fused=True)
         generator = seeding.generator(seed, "batches")
         for _ in range(epochs):
-            for rows in torch.randperm(len(documents), generator=generator).split(6):
+            for rows in torch.split(torch.randperm(len(documents), generator=generator), 6):
                 x, target, mask = _padded([documents[row] for row in rows.tolist()])
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss(model(x, mask), target))

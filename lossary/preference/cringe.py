@@ -656,15 +656,15 @@ def pairwise_cringe_gate(
     """
     check_in_range("tau", tau, 0.0, low_open=True)
     _check_pairs(chosen_target, rejected_target)
-    logps = [
+    good, bad = (
         rows.reduce(rows.expect(rows.log_p()), reduction="none", normalizer=None).sum(-1)
         for rows in (
             _named_rows("chosen", chosen_logits, chosen_target, ignore_index),
             _named_rows("rejected", rejected_logits, rejected_target, ignore_index),
         )
-    ]
+    )
     lengths = [(target != ignore_index).sum(-1) for target in (chosen_target, rejected_target)]
-    return _gate(*logps, lengths, margin, tau, length_normalize)
+    return _gate(good, bad, lengths, margin, tau, length_normalize)
 
 
 def _with_rejected_states(input: Tensor, target: Tensor) -> dict[str, Tensor]:
