@@ -541,8 +541,12 @@ def categorical_projection(
     low, span = _interval(min_value, max_value, bins, next_probs, least=2)
     atoms = low + span * torch.linspace(0, 1, bins, dtype=torch.float64, device=next_probs.device)
     moved = reward.detach().double().unsqueeze(-1) + discount.detach().double().unsqueeze(-1) * atoms
-    shares = _share(moved, min_value, max_value, bins)  # (..., from, to)
-    return (next_probs.detach().double().unsqueeze(-1) * shares).sum(-2).to(widen(next_probs).dtype)
+    position, q = _position(moved, min_value, max_value, bins), next_probs.detach().double()
+    below = position.nan_to_num().floor().clamp(max=bins - 2)
+    to_above = q * (position - below)
+    below = below.long()
+    projected = torch.zeros_like(q).scatter_add(-1, below, q - to_above).scatter_add(-1, below + 1, to_above)
+    return projected.to(widen(next_probs).dtype)
 
 
 def histogram_mean(input: Tensor, *, min_value: Tensor | float, max_value: Tensor | float) -> Tensor:
@@ -608,10 +612,15 @@ def _expectation(input: Tensor, positions: Tensor) -> Tensor:
 
 def _share(value: Tensor, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
     """Float64 values ``(...)``, clamped, as shares of their two neighbouring atoms ``(..., num_bins)``."""
-    low, span = _interval(min_value, max_value, num_bins, value, least=2)
-    position = ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
+    position = _position(value, min_value, max_value, num_bins)
     distance = position.unsqueeze(-1) - torch.arange(num_bins, dtype=torch.float64, device=value.device)
     return torch.relu(1 - distance.abs())
+
+
+def _position(value: Tensor, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
+    """Where float64 values lie between the atoms, clamped: 0 on the first, ``num_bins - 1`` on the last."""
+    low, span = _interval(min_value, max_value, num_bins, value, least=2)
+    return ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
 
 
 def _log_normal_mass(left: Tensor, right: Tensor) -> Tensor:

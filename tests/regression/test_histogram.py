@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lossary.papers._memory import memory_of
 from lossary.regression import (
     CategoricalValueHead,
     HLGaussLoss,
@@ -192,3 +193,15 @@ def test_bad_arguments() -> None:
         TwoHotLoss(-1.0, 1.0).target(y)
     with pytest.raises(ValueError, match="encoding is 'c51'"):
         CategoricalValueHead(4, -1.0, 1.0, encoding="c51")
+
+
+def test_projection_needs_the_memory_of_its_input() -> None:
+    """Not that of all pairs of atoms, 12 GB here."""
+    next_probs = torch.randn(100, 4000).softmax(-1)
+    reward, discount = torch.randn(100), torch.rand(100)
+
+    def project() -> Tensor:
+        return categorical_projection(next_probs, reward, discount, min_value=-3.0, max_value=3.0)
+
+    torch.testing.assert_close(project().sum(-1), torch.ones(100))
+    assert memory_of(project).peak < 40 * 4 * next_probs.numel()
