@@ -15,7 +15,7 @@ from lossary.papers._training import fit
 
 CARD = Paper(
     slug="number_token_loss",
-    title="Regress, Don't Guess: A Regression-like Loss on Number Tokens for Language Models",
+    title="Regress, Don't Guess -- A Regression-like Loss on Number Tokens for Language Models",
     authors="Jonas Zausinger, Lars Pennig, Anamarija Kozina, Sean Sdahl, Julian Sikora, Adrian Dendorfer, Timofey "
     "Kuznetsov, Mohamad Hagog, Nina Wiedemann, Kacper Chlodny, Vincent Limbach, Anna Ketteler, Thorben Prein, "
     "Vishwa Mohan Singh, Michael Morris Danziger, Jannis Born",
