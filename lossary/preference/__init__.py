@@ -5,11 +5,9 @@ from __future__ import annotations
 from lossary.preference.cringe import (
     CringeGate,
     CringeLoss,
-    IterativePreferenceTrainer,
     LinearCringeLoss,
     LinearPairwiseCringeLoss,
     PairwiseCringeLoss,
-    PreferencePair,
     cringe_contrast,
     cringe_loss,
     linear_cringe_loss,
@@ -35,6 +33,7 @@ from lossary.preference.h_dpo import (
     h_dpo_loss,
     h_dpo_rewards,
 )
+from lossary.preference.iterative import IterativePreferenceTrainer, PreferencePair
 
 __all__ = [
     "CringeGate",
