@@ -1,6 +1,5 @@
 """Calibrators of logits: the minima they claim, scikit-learn's own results, their ways with odd input."""
 
-import subprocess
 import sys
 from typing import Any
 
@@ -21,6 +20,7 @@ from lossary.calibration import (
     VectorScaling,
     expected_calibration_error,
 )
+from tests.processes import run_clean
 
 ALL = [TemperatureScaling, VectorScaling, PlattScaling, IsotonicScaling]
 
@@ -180,4 +180,4 @@ def test_import_needs_torch_and_numpy_alone() -> None:
         "import sys, lossary.calibration, lossary.classification\n"
         "assert not {'sklearn', 'plotly', 'scipy', 'pandas'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_clean(code)

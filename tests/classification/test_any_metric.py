@@ -1,12 +1,9 @@
 """AnyLoss: the metrics it approaches, its gradient in closed form, missing classes, two ranks."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
@@ -22,6 +19,7 @@ from lossary.classification import (
     soft_confusion_matrix,
 )
 from tests.classification.strategies import label_batches
+from tests.processes import run_ranks
 
 NAMES = (
     *("accuracy", "fbeta", "geometric_mean", "balanced_accuracy", "precision", "recall", "specificity", "mcc"),
@@ -180,8 +178,7 @@ def batch_of_ranks() -> tuple[Tensor, Tensor]:
     return torch.randn(9, generator=generator), (torch.rand(9, generator=generator) < 0.5).float()
 
 
-def gradients_of_a_rank(rank: int, port: int, results: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def gradients_of_a_rank(rank: int, results: str) -> None:
     input, target = batch_of_ranks()
     rows = slice(0, 3) if rank == 0 else slice(3, 9)
     found = {}
@@ -191,14 +188,10 @@ def gradients_of_a_rank(rank: int, port: int, results: str) -> None:
         value.backward()
         found[name] = (value.detach(), mine.grad / 2)  # averaged over ranks, as DistributedDataParallel does
     torch.save(found, f"{results}.{rank}")
-    dist.destroy_process_group()
 
 
 def test_two_ranks_equal_one(tmp_path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(gradients_of_a_rank, args=(port, str(tmp_path / "found")), nprocs=2)
+    run_ranks(gradients_of_a_rank, 2, tmp_path, str(tmp_path / "found"))
     first, second = (torch.load(tmp_path / f"found.{rank}") for rank in range(2))
     input, target = batch_of_ranks()
     for name, loss in LOSSES.items():

@@ -1,11 +1,14 @@
 """A small comparison, run once for the tests of what it leaves behind."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lossary.compare import pool
 from lossary.compare.artifact import build_best
 from lossary.compare.candidates import get_candidate
 from lossary.compare.journal import Journal
@@ -29,6 +32,42 @@ def small_frame(rows: int = 160, seed: int = 0) -> pd.DataFrame:
     signal = frame["a"] + (frame["colour"] == "red") + generator.normal(size=rows)
     frame["label"] = np.where(signal > 1, "yes", np.where(signal > -0.5, "perhaps", "no"))
     return frame
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_workers() -> Iterator[type]:
+    """Idle workers go on from one comparison to the next, since a new one takes seconds to import torch; the class of
+    those that do not.
+    """
+    idle: list[Any] = []
+    new = pool._Worker
+
+    def hire() -> Any:
+        while idle:
+            if (worker := idle.pop())._process.poll() is None:
+                return worker
+        worker = new()
+        worker.kill = lambda: idle.append(worker) if worker.job is None else new.kill(worker)
+        return worker
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "_Worker", hire)
+        yield new
+    for worker in idle:
+        new.kill(worker)
+
+
+@pytest.fixture
+def new_workers(kept_workers: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every comparison starts workers of its own, as it does outside of tests."""
+    monkeypatch.setattr(pool, "_Worker", kept_workers)
+
+
+@pytest.fixture
+def few_epochs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits end early, but in slow tests."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("lossary.compare.plan.schedule", lambda rows: (32, 24, 4))
 
 
 @pytest.fixture(scope="session")

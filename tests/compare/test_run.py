@@ -1,6 +1,7 @@
 """Whole runs: the same numbers however they go, nothing lost when killed, and no bit of a split from its test fold."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 import lossary.compare
-from lossary.compare import run
+from lossary.compare import plan, pool, run
 from lossary.compare.journal import Journal, best_of, trials_of
 from lossary.compare.load import Table, load_table
 from lossary.compare.options import Options
@@ -24,6 +25,7 @@ from lossary.compare.splits import Split, make_splits
 from lossary.core.errors import UserError
 from tests.compare.conftest import small_frame
 
+pytestmark = pytest.mark.usefixtures("few_epochs")
 OPTIONS = Options(target=("label",), objectives=("focal",), folds=2, repeats=2, trials=2, model="linear")
 
 
@@ -69,7 +71,38 @@ def test_the_journal_of_a_finished_run_is_all_it_needs(tmp_path: Path) -> None:
     assert first.judgement == again.judgement
 
 
-def test_killed_twice_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_twice_and_resumed_equals_uninterrupted(tmp_path: Path, kept_workers: type) -> None:
+    whole = compared(tmp_path / "whole")
+    total = _stacks(tmp_path / "whole")
+    for after in (total // 4, total // 2):
+        process = multiprocessing.get_context("fork").Process(
+            target=_compare_until_killed, args=(tmp_path / "out", after, kept_workers)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert 0 < _stacks(tmp_path / "out") < total
+    pd.testing.assert_frame_equal(numbers(whole), numbers(compared(tmp_path / "out")))
+    one, other = (pd.read_parquet(tmp_path / name / "results.parquet") for name in ("whole", "out"))
+    pd.testing.assert_frame_equal(one.drop(columns="seconds"), other.drop(columns="seconds"))
+
+
+def _compare_until_killed(out: Path, stacks: int, new_worker: type) -> None:
+    """A run that is killed while its worker is at the stack after these."""
+
+    class Killed(Progress):
+        def stack_started(self, job: Any) -> None:
+            if _stacks(out) == stacks:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    pool._Worker = new_worker  # type: ignore[misc]
+    plan.most_workers = lambda device: 1
+    compared(out, progress=Killed())
+
+
+@pytest.mark.slow
+def test_the_command_killed_twice_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """Wherever it stands when it is killed."""
     small_frame().to_csv(tmp_path / "table.csv", index=False)
     out = tmp_path / "out"
     words = ["--target", "label", "--objectives", "focal", "--folds", "2", "--trials", "2", "--model", "linear"]
@@ -241,6 +274,7 @@ def _children() -> list[int]:
     return [child.pid for child in psutil.Process().children() if "pool" in " ".join(child.cmdline())]
 
 
+@pytest.mark.usefixtures("new_workers")
 def test_users_own_objective_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch.nn.functional as F\n"

@@ -106,6 +106,7 @@ def test_thinned_splits_keep_their_test_folds() -> None:
             assert counts.max() / counts.min() == pytest.approx(10, rel=0.3)
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_only_training_and_validation_see_wrong_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test rows are scored by their given labels, and level 0 is the plain comparison."""
     data = load_table(small_frame(), "label", folds=2)

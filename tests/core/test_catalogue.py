@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lossary
 from lossary.core.catalogue import Entry
+from tests.processes import run_clean
 
 CATALOGUE = lossary.catalogue()
 GENERATOR = torch.Generator().manual_seed(0)
@@ -62,12 +63,8 @@ def test_nothing_kept_well_elsewhere_is_re_exported() -> None:
 
 
 def test_catalogue_costs_no_library() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, lossary; lossary.catalogue(); print({'torchmetrics', 'sklearn'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "set()"
+    assert run_clean(code) == "set()\n"
 
 
 def counts(guess: Tensor = GUESS, truth: Tensor = YES) -> tuple[float, float, float, float]:

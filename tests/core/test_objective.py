@@ -1,8 +1,5 @@
 """The module base, sums of objectives, checks that stand aside, and what importing costs."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +10,7 @@ from lossary.classification import LDAMLoss, Poly1CrossEntropyLoss, PolyCrossEnt
 from lossary.core import seeding
 from lossary.core.checks import may_read_values
 from lossary.core.objective import Kind, Objective, objective
+from tests.processes import run_clean
 
 
 def test_hyperparameters_become_buffers_parameters_or_attributes() -> None:
@@ -88,12 +86,10 @@ def test_import_costs_nothing_beyond_torch() -> None:
         "new = {name for name in set(sys.modules) - before};"
         "print(sorted(name for name in new if not name.startswith('lossary') or name.count('.')))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_clean(program) == "[]\n"
     tools = ("pandas", "sklearn", "optuna", "plotly", "scipy", "rich", "typer")
     program = f"import sys, lossary.classification; print([tool for tool in {tools} if tool in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_clean(program) == "[]\n"
 
 
 def test_unknown_attribute() -> None:

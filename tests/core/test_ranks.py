@@ -1,17 +1,16 @@
 """Two real ranks with the global normalizer train as one process does."""
 
 import copy
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lossary.classification import LDAMLoss, Poly1CrossEntropyLoss
 from lossary.language import AdaptiveLRScheduler
+from tests.processes import run_ranks
 
 LOSSES = {
     "poly1": Poly1CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0])),
@@ -30,8 +29,7 @@ def model() -> nn.Linear:
     return nn.Linear(4, 3)
 
 
-def gradients_of_a_rank(rank: int, port: int, results: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def gradients_of_a_rank(rank: int, results: str) -> None:
     x, y = batch()
     rows = slice(0, 3) if rank == 0 else slice(3, 10)  # unequal shards, ignored rows in both
     gradients = {}
@@ -48,15 +46,11 @@ def gradients_of_a_rank(rank: int, port: int, results: str) -> None:
     summed.step(25)
     if rank == 0:
         torch.save((gradients, [scheduler.get_last_lr(), summed.get_last_lr()]), results)
-    dist.destroy_process_group()
 
 
 def test_two_ranks_equal_one(tmp_path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     results = tmp_path / "gradients.pt"
-    mp.spawn(gradients_of_a_rank, args=(port, str(results)), nprocs=2)
+    run_ranks(gradients_of_a_rank, 2, tmp_path, str(results))
     together, rates = torch.load(results)
     assert rates == [pytest.approx([0.05])] * 2  # by the tokens of both ranks
     x, y = batch()

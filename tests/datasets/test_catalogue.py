@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from lossary.core.errors import UserError
 from lossary.datasets import describe, load, names, path
+from tests.processes import run_clean
 
 BUNDLED = [name for name in names() if describe(name).origin == "bundled"]
 LOADED = "import sys; print(sorted({'pandas', 'sklearn', 'pooch', 'pyarrow', 'PIL', 'requests'} & set(sys.modules)))"
@@ -116,5 +115,4 @@ def test_path_of_one_of_several_files_names_it(file: str | None) -> None:
 
 @pytest.mark.parametrize("statement", ["import lossary.datasets", "from lossary import datasets; datasets.names()"])
 def test_importing_and_listing_load_no_data_library(statement: str) -> None:
-    done = subprocess.run([sys.executable, "-c", f"{statement}; {LOADED}"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_clean(f"{statement}; {LOADED}") == "[]\n"

@@ -1,7 +1,5 @@
 """A tiny language model, made on the spot, really trained on pairs: the loss falls, and a stopped run goes on."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not install
 
 from lossary.integrations import PairwiseCringeTrainer, PreferenceCollator  # noqa: E402
 from lossary.preference import PairwiseCringeLoss  # noqa: E402
+from tests.processes import run_clean  # noqa: E402
 
 WORDS = [
     "the",
@@ -149,6 +148,4 @@ def test_collator() -> None:
 def test_errors_and_a_cheap_import(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reduction 'sum'; wanted 'mean'"):
         PairwiseCringeTrainer(args=None, loss=PairwiseCringeLoss(reduction="sum"))
-    code = "import lossary.integrations, sys; print('transformers' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+    assert run_clean("import lossary.integrations, sys; print('transformers' in sys.modules)") == "False\n"

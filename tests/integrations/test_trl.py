@@ -1,8 +1,6 @@
 """TRL's trainer really trains a tiny model offline: the loss falls, checkpoints resume, numbers are those of ours."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 from lossary.integrations import HDPOTrainer, SPOTrainer  # noqa: E402
 from lossary.preference import h_dpo_loss, h_dpo_rewards, preference_degree_loss  # noqa: E402
+from tests.processes import run_clean  # noqa: E402
 
 WORDS = ["how", "is", "it", "?", "the", "a", "screen", "battery", "good", "bad", "bright", "weak", "and", "thing"]
 PAIRS = [
@@ -151,5 +150,4 @@ def test_integrations_import_without_trl_and_say_what_is_missing() -> None:
         "try: lossary.integrations.HDPOTrainer\n"
         "except ImportError as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "lossary.integrations.trl needs trl, which is not installed: pip install trl." in said
+    assert "lossary.integrations.trl needs trl, which is not installed: pip install trl." in run_clean(code)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_clean
+
 pytest.importorskip("triton", reason="triton is not installed")
 ROOT = Path(__file__).parents[2]
 
@@ -29,9 +31,4 @@ def test_without_a_gpu_it_says_so() -> None:
         "try: linear_head(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2).long(), backend='triton')\n"
         "except ValueError as error: assert 'wanted a GPU' in str(error); print('said so')"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(
-        command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert "said so" in run.stdout, run.stderr[-2000:]
+    assert run_clean(f"import os; os.environ.pop('TRITON_INTERPRET', None)\n{code}") == "said so\n"

@@ -1,13 +1,10 @@
 """A vocabulary spread over 2 and 4 processes gives what one process gives: values, gradients, samples, top entries."""
 
 import math
-import socket
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from lossary.kernels import STATISTICS, VocabParallel, linear_head
@@ -17,6 +14,7 @@ from lossary.language import (
     linear_focal_loss,
     linear_power_law_decay_loss,
 )
+from tests.processes import run_ranks
 
 VOCAB = 13  # three ranks of four hold 4 entries, the last 1
 NAMES = tuple(name for name in STATISTICS if name != "target_logit")
@@ -76,14 +74,12 @@ def results(given: dict[str, Tensor], columns: slice, ranks: VocabParallel | Non
     } | {name: [value] for name, value in values.items() if name not in differentiable}
 
 
-def one_rank(rank: int, world: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def one_rank(rank: int, world: int, folder: str) -> None:
     given = problem()
     ranks = VocabParallel.even(VOCAB)
     torch.save((ranks.columns, results(given, ranks.columns, ranks)), f"{folder}/{rank}.pt")
     if world == 2:
         torch.save(of_dtensor(given), f"{folder}/dtensor{rank}.pt")
-    dist.destroy_process_group()
 
 
 def of_dtensor(given: dict[str, Tensor]) -> list[Tensor]:
@@ -105,10 +101,7 @@ def of_dtensor(given: dict[str, Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_equal_one_process(world: int, tmp_path: Any) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(one_rank, args=(world, port, str(tmp_path)), nprocs=world)
+    run_ranks(one_rank, world, tmp_path, world, str(tmp_path))
     given = problem()
     alone = results(given, slice(0, VOCAB), None)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world)]
