@@ -1,5 +1,6 @@
 """A small comparison, run once for the tests of what it leaves behind."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def small_frame(rows: int = 160, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
+@contextlib.contextmanager
+def few_epochs(most: int = 24, patience: int = 4) -> Iterator[None]:
+    """Comparisons whose fits end early."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lossary.compare.plan.schedule", lambda rows: (32, most, patience))
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def kept_workers() -> Iterator[type]:
     """Idle workers go on from one comparison to the next, since a new one takes seconds to import torch; the class of
@@ -63,13 +72,6 @@ def new_workers(kept_workers: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_Worker", kept_workers)
 
 
-@pytest.fixture
-def few_epochs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fits end early, but in slow tests."""
-    if "slow" not in request.keywords:
-        monkeypatch.setattr("lossary.compare.plan.schedule", lambda rows: (32, 24, 4))
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """A comparison with its output folder; nobody may change either."""
@@ -77,7 +79,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         target=("label",), objectives=("ldam",), metric="f1", folds=2, repeats=1, trials=4, model="linear"
     )
     table = load_table(small_frame(), "label", folds=2)
-    return compare_table(table, options, out=tmp_path_factory.mktemp("finished") / "out")
+    with few_epochs(60, 10):
+        return compare_table(table, options, out=tmp_path_factory.mktemp("finished") / "out")
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """Whole runs: the same numbers however they go, nothing lost when killed, and no bit of a split from its test fold."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,16 @@ from lossary.compare.progress import Progress
 from lossary.compare.results import Comparison
 from lossary.compare.splits import Split, make_splits
 from lossary.core.errors import UserError
-from tests.compare.conftest import small_frame
+from tests.compare.conftest import few_epochs, small_frame
 
-pytestmark = pytest.mark.usefixtures("few_epochs")
 OPTIONS = Options(target=("label",), objectives=("focal",), folds=2, repeats=2, trials=2, model="linear")
+
+
+@pytest.fixture(autouse=True)
+def short(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fits end early, but in slow tests."""
+    with contextlib.nullcontext() if "slow" in request.keywords else few_epochs():
+        yield
 
 
 def compared(out: Path | None, options: Options = OPTIONS, **more: Any) -> Comparison:
@@ -36,6 +45,14 @@ def compared(out: Path | None, options: Options = OPTIONS, **more: Any) -> Compa
 def numbers(comparison: Comparison) -> pd.DataFrame:
     """Every fit without what the clock decides."""
     return comparison.fits.drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A run that nothing interrupts, by three workers; nobody may change it or its folder."""
+    with few_epochs(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "most_workers", lambda device: 3)
+        return compared(tmp_path_factory.mktemp("whole") / "out")
 
 
 def test_what_it_leaves(finished: Comparison) -> None:
@@ -57,23 +74,24 @@ def test_what_it_leaves(finished: Comparison) -> None:
     assert len(chosen) == 2 * 3 * len(finished.candidates)
 
 
-def test_the_journal_of_a_finished_run_is_all_it_needs(tmp_path: Path) -> None:
-    first = compared(tmp_path / "out")
+def test_the_journal_of_a_finished_run_is_all_it_needs(whole: Comparison, tmp_path: Path) -> None:
+    assert whole.out is not None
+    out = Path(shutil.copytree(whole.out, tmp_path / "out"))
     started: list[Any] = []
 
     class Watch(Progress):
         def stack_started(self, job: Any) -> None:
             started.append(job)
 
-    again = compared(tmp_path / "out", progress=Watch())
+    again = compared(out, progress=Watch())
     assert not started
-    pd.testing.assert_frame_equal(first.fits, again.fits)
-    assert first.judgement == again.judgement
+    pd.testing.assert_frame_equal(whole.fits, again.fits)
+    assert whole.judgement == again.judgement
 
 
-def test_killed_twice_and_resumed_equals_uninterrupted(tmp_path: Path, kept_workers: type) -> None:
-    whole = compared(tmp_path / "whole")
-    total = _stacks(tmp_path / "whole")
+def test_killed_twice_and_resumed_equals_uninterrupted(whole: Comparison, tmp_path: Path, kept_workers: type) -> None:
+    assert whole.out is not None
+    total = _stacks(whole.out)
     for after in (total // 4, total // 2):
         process = multiprocessing.get_context("fork").Process(
             target=_compare_until_killed, args=(tmp_path / "out", after, kept_workers)
@@ -83,7 +101,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(tmp_path: Path, kept_work
         assert process.exitcode == -signal.SIGKILL
         assert 0 < _stacks(tmp_path / "out") < total
     pd.testing.assert_frame_equal(numbers(whole), numbers(compared(tmp_path / "out")))
-    one, other = (pd.read_parquet(tmp_path / name / "results.parquet") for name in ("whole", "out"))
+    one, other = (pd.read_parquet(folder / "results.parquet") for folder in (whole.out, tmp_path / "out"))
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), other.drop(columns="seconds"))
 
 
@@ -137,17 +155,20 @@ def _stacks(folder: Path) -> int:
     return int(count)
 
 
-def test_the_number_of_workers_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = []
-    for workers in (1, 3):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, workers=workers: set(range(workers)))
-        results.append(numbers(compared(tmp_path / str(workers))))
-    pd.testing.assert_frame_equal(*results)
+def test_the_number_of_workers_does_not_matter(
+    whole: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    alone = compared(tmp_path / "alone")
+    assert (alone.plan.workers, whole.plan.workers) == (1, 3)
+    pd.testing.assert_frame_equal(numbers(alone), numbers(whole))
 
 
-def test_nothing_of_a_split_depends_on_its_test_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_split_depends_on_its_test_fold(
+    whole: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other features and labels in an outer test fold change no bit of what that split will be judged with."""
-    table = load_table(small_frame(), "label", folds=2)
+    table = whole.table
     splits = make_splits(table, folds=2, repeats=2, seed=0)
     test = splits[1].test
     generator = np.random.default_rng(1)
@@ -167,11 +188,11 @@ def test_nothing_of_a_split_depends_on_its_test_fold(tmp_path: Path, monkeypatch
         return [split for split in splits if split.repeat < repeats]
 
     monkeypatch.setattr(run, "make_splits", fixed)
-    kept = []
-    for name, data in (("table", table), ("changed", changed)):
-        run.compare_table(data, OPTIONS, out=tmp_path / name)
-        kept.append(_everything_but_the_test_logits(tmp_path / name, data, splits[1]))
-    assert kept[0] == kept[1]
+    run.compare_table(changed, OPTIONS, out=tmp_path / "changed")
+    kept = _everything_but_the_test_logits(tmp_path / "changed", changed, splits[1])
+    assert whole.out is not None
+    out = Path(shutil.copytree(whole.out, tmp_path / "out"))
+    assert kept == _everything_but_the_test_logits(out, table, splits[1])
 
 
 def _everything_but_the_test_logits(folder: Path, table: Table, split: Split) -> list[Any]:
@@ -216,7 +237,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_repeat_that_the_budget_cuts_is_dropped_for_all_and_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock jumps to the end of the budget within the second repeat."""
     monkeypatch.setattr("lossary.compare.plan.most_workers", lambda device: 1)
@@ -239,9 +260,9 @@ def test_a_repeat_that_the_budget_cuts_is_dropped_for_all_and_gone_on_with(
     assert (out / "report.html").exists()
     assert not (out / "best").exists()
     jumped[0] = 0.0
-    whole = compared(out, dataclasses.replace(OPTIONS, budget=20_000.0))
+    mended = compared(out, dataclasses.replace(OPTIONS, budget=20_000.0))
     assert (out / "best").exists()
-    pd.testing.assert_frame_equal(numbers(whole), numbers(compared(tmp_path / "uncut")))
+    pd.testing.assert_frame_equal(numbers(mended), numbers(whole))
 
 
 @pytest.mark.slow
@@ -262,10 +283,11 @@ def test_a_worker_that_dies_is_named_and_the_rest_kept(tmp_path: Path, monkeypat
             for child in _children():
                 os.kill(child, signal.SIGKILL)
 
+    options = dataclasses.replace(OPTIONS, repeats=1)
     with pytest.raises(UserError, match=r"killed by signal 9(.|\n)*What was finished is kept"):
-        compared(tmp_path / "out", progress=Murder())
+        compared(tmp_path / "out", options, progress=Murder())
     assert _stacks(tmp_path / "out") == 1
-    compared(tmp_path / "out")
+    compared(tmp_path / "out", options)
 
 
 def _children() -> list[int]:
@@ -284,6 +306,7 @@ def test_users_own_objective_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(plan, "most_workers", lambda device: 1)
     options = dataclasses.replace(OPTIONS, objectives=("mine:smooth", "mine:stubborn"), repeats=1)
     results = {result.name: result for result in compared(None, options).candidates}
     assert not results["mine:smooth"].loop

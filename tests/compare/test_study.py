@@ -23,7 +23,7 @@ from lossary.compare.splits import make_splits
 from lossary.compare.study import run_study
 from lossary.compare.table import print_study
 from lossary.core.errors import UserError
-from tests.compare.conftest import small_frame
+from tests.compare.conftest import few_epochs, small_frame
 from tests.compare.fake_comparison import fake_comparison
 from tests.compare.test_report import HOSTILE, Page
 
@@ -106,7 +106,6 @@ def test_thinned_splits_keep_their_test_folds() -> None:
             assert counts.max() / counts.min() == pytest.approx(10, rel=0.3)
 
 
-@pytest.mark.usefixtures("few_epochs")
 def test_only_training_and_validation_see_wrong_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test rows are scored by their given labels, and level 0 is the plain comparison."""
     data = load_table(small_frame(), "label", folds=2)
@@ -118,7 +117,8 @@ def test_only_training_and_validation_see_wrong_labels(monkeypatch: pytest.Monke
         "evaluate",
         lambda log_p, decisions, target, **words: seen.append(target) or evaluate(log_p, decisions, target, **words),
     )
-    found = run_study(data, options, "label_noise", [0.4, 0.0])
+    with few_epochs(80, 10):
+        found = run_study(data, options, "label_noise", [0.4, 0.0])
     assert [level.level for level in found.levels] == [0.0, 0.4]
     splits = make_splits(data, folds=2, repeats=1, seed=0)
     for target in seen:
@@ -126,7 +126,8 @@ def test_only_training_and_validation_see_wrong_labels(monkeypatch: pytest.Monke
     noisy = found.levels[1].comparison.table
     assert (noisy.seen_target != data.target).any()
     chosen = found.levels[0].comparison.options.objectives
-    plain = run.compare_table(data, dataclasses.replace(options, objectives=chosen))
+    with few_epochs(80, 10):
+        plain = run.compare_table(data, dataclasses.replace(options, objectives=chosen))
     pd.testing.assert_frame_equal(
         plain.fits.drop(columns="seconds"), found.levels[0].comparison.fits.drop(columns="seconds")
     )

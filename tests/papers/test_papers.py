@@ -57,12 +57,13 @@ def test_recorded_evidence_follows_the_card(slug: str) -> None:
     assert (evidence.mean, evidence.low, evidence.high) == pytest.approx((mean, low, high))
 
 
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("slug", SLUGS)
-def test_quick_form_runs(slug: str, tmp_path: Path) -> None:
+def test_quick_form_runs(slug: str, seeds: int, tmp_path: Path) -> None:
     steps = []
     try:
         evidence = papers.reproduce(
-            slug, quick=True, seeds=2, progress=lambda done, total, what: steps.append((done, total))
+            slug, quick=True, seeds=seeds, progress=lambda done, total, what: steps.append((done, total))
         )
     except UserError as missing:  # published data or weights that are neither here nor to be had
         if os.environ.get("LOSSARY_DATA") and "encoder" not in str(missing):
@@ -72,7 +73,7 @@ def test_quick_form_runs(slug: str, tmp_path: Path) -> None:
     assert evidence.verdict == "not judged (quick form)"
     assert math.isfinite(evidence.mean)
     card = papers.card(slug)
-    assert all(len(evidence.arms[arm][card.metric]) == 2 for arm in (card.baseline, card.method))
+    assert all(len(evidence.arms[arm][card.metric]) == seeds for arm in (card.baseline, card.method))
     record, figure = evidence.write(tmp_path)
     assert Evidence.from_json(record.read_text()) == Evidence.from_json(evidence.to_json())
     assert "Plotly.newPlot" in figure.read_text()
