@@ -80,9 +80,18 @@ class Incomplete(Exception):
     """A call that no stand-ins make run; the message says why."""
 
 
-@functools.cache
 def complete(call: str) -> str:
     """The call with the lines before it that it needs.
+
+    Raises:
+        Incomplete: It uses a name without a stand-in, or fails with all of them.
+    """
+    return completed(call)[0]
+
+
+@functools.cache
+def completed(call: str) -> tuple[str, dict[str, Any]]:
+    """The complete call and the namespace that running it left.
 
     Raises:
         Incomplete: It uses a name without a stand-in, or fails with all of them.
@@ -101,11 +110,11 @@ def complete(call: str) -> str:
         given = [f"{name} = {choice[place]}" for name, choice, place in zip(needed, choices, places, strict=True)]
         code = _with_given(call, given)
         try:
-            run(code)
+            namespace = run(code)
         except Exception as failed:  # the call is anything: whatever it raises, other stand-ins may suit it
             error = error or failed
         else:
-            return code
+            return code, namespace
     raise Incomplete(f"The call fails with every stand-in; with the first: {type(error).__name__}: {error}")
 
 

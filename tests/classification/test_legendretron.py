@@ -257,7 +257,7 @@ def test_learns_iris() -> None:
     assert -learned.predict_log_proba(x)[np.arange(150), y].mean() < 0.3
 
 
-@parametrize_with_checks([LegendreTronClassifier(epochs=30, depth=1, n_blocks=1, lr=0.1, batch_size=128)])
+@parametrize_with_checks([LegendreTronClassifier(epochs=15, depth=1, n_blocks=1, lr=0.2, batch_size=128)])
 def test_scikit_learn_takes_it_for_its_own(estimator: Any, check: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -237,6 +237,7 @@ def test_symmetric_cross_entropy_mixes_both_directions(batch: Batch, alpha: floa
 @pytest.mark.parametrize("active", ACTIVE)
 @pytest.mark.parametrize("passive", PASSIVE)
 @given(batch=class_batches(), alpha=COEFFICIENT, beta=COEFFICIENT)
+@settings(max_examples=15)  # of each pair
 def test_active_plus_passive_is_linear_in_its_coefficients(
     active: str, passive: str, batch: Batch, alpha: float, beta: float
 ) -> None:

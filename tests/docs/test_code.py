@@ -13,7 +13,7 @@ import typer.main
 
 import lossary.compare
 from docs.generator import calls, shelf
-from docs.generator.calls import Incomplete, complete, free_names, run
+from docs.generator.calls import Incomplete, complete, completed, free_names, run
 from lossary import cli, papers
 from tests.compare.fake_comparison import fake_comparison
 
@@ -32,8 +32,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.slug)
 def test_the_call_of_a_card_runs(card: papers.Paper) -> None:
-    code = complete(card.call)
-    namespace = run(code)
+    code, namespace = completed(card.call)
     assert free_names(code) == []
     provided = {name.rpartition(".")[2] for name in card.provides}  # a survey's names are in several families
     assert namespace.keys() & provided, "the call uses nothing of the paper"
