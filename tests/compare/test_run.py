@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 import lossary.compare
@@ -281,7 +282,9 @@ def test_a_worker_that_dies_is_named_and_the_rest_kept(tmp_path: Path, monkeypat
     class Murder(Progress):
         def stack_finished(self, job: Any, fits: Any) -> None:
             for child in _children():
-                os.kill(child, signal.SIGKILL)
+                child.kill()
+                while child.status() != psutil.STATUS_ZOMBIE:
+                    time.sleep(0.01)
 
     options = dataclasses.replace(OPTIONS, repeats=1)
     with pytest.raises(UserError, match=r"killed by signal 9(.|\n)*What was finished is kept"):
@@ -290,10 +293,8 @@ def test_a_worker_that_dies_is_named_and_the_rest_kept(tmp_path: Path, monkeypat
     compared(tmp_path / "out", options)
 
 
-def _children() -> list[int]:
-    import psutil
-
-    return [child.pid for child in psutil.Process().children() if "pool" in " ".join(child.cmdline())]
+def _children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "pool" in " ".join(child.cmdline())]
 
 
 @pytest.mark.usefixtures("new_workers")
