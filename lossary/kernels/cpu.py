@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lossary.kernels import state
 from lossary.kernels.options import Options
-from lossary.kernels.state import OF_MOMENT, Coefficients, Partial
+from lossary.kernels.state import OF_MOMENT, SPREAD, Coefficients, Partial
 
 IGNORED, ELSEWHERE = -2, -1  # labels of rows that count for nothing, and of rows whose target another rank holds
 
@@ -97,10 +97,18 @@ def partials(
     target: Tensor | None,
     weight: Tensor | None,
     options: Options,
-) -> Tensor:
-    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``.
+
+    The second and third are what a backend notes for its second sweep, nothing here.
+    """
     head = prepare(input, linear_weight, linear_bias, target, weight)
-    return head.put_back(sweep(names, head, options), 1)
+    return head.put_back(sweep(names, head, options), 1), *nothing_noted(input)
+
+
+def nothing_noted(input: Tensor) -> tuple[Tensor, Tensor]:
+    """In place of peaks ``(blocks, M)`` and order ``(V,)``."""
+    return input.new_empty(0, len(input), dtype=torch.float32), input.new_empty(0, dtype=torch.int64)
 
 
 def gradients(
@@ -111,6 +119,8 @@ def gradients(
     target: Tensor | None,
     weight: Tensor | None,
     coefficients: Tensor,
+    peaks: Tensor,
+    order: Tensor,
     needs: Sequence[bool],
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,6 +134,8 @@ def gradients(
         target: ``(M,)`` or None.
         weight: Class weights ``(V,)`` or None.
         coefficients: :class:`state.Coefficients` ``(8, M)``.
+        peaks: What the first sweep noted; not used here.
+        order: As ``peaks``.
         needs: Which of the three are wanted.
         options: Options.
     """
@@ -432,7 +444,7 @@ def _partial_of_tile(names: Sequence[str], tiles: Tiles, rows: slice, columns: s
     z.sub_(torch.where(maximum == -math.inf, 0.0, maximum).unsqueeze(1))
     total = weighted = moment = zero
     count, mass = z.shape[1] - here, zero
-    if "mean_log_prob" in names or "weighted_mean_log_prob" in names:
+    if SPREAD.intersection(names):
         others = z if head.target is None else z.scatter(1, label, torch.where(inside, 0.0, z.gather(1, label)))
         total = others.sum(1)
         if "weighted_mean_log_prob" in names:
@@ -465,7 +477,7 @@ def _gradient_of_tile(
         z.scatter_(1, label, torch.where(inside, -math.inf, z.gather(1, label)))
     z.sub_(row.maximum)
     live = None
-    spread = {"mean_log_prob", "weighted_mean_log_prob"}.intersection(names)
+    spread = SPREAD.intersection(names)
     if OF_MOMENT.intersection(names):
         p = torch.exp(z, out=tiles.buffer("p", rows, columns))
         gradient = z.clamp_(min=-1e30).mul_(row.slope).add_(row.constant).mul_(p)

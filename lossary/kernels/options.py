@@ -9,7 +9,7 @@ class Options(NamedTuple):
     """Numbers and switches of a sweep; the custom ops take them one by one, in this order.
 
     Attributes:
-        backend: ``cpu`` (tiles in plain PyTorch, on any device) or ``triton``.
+        backend: ``cpu`` (tiles in plain PyTorch, on any device), ``cuda`` (tiles, products by cuBLAS) or ``triton``.
         softcap: Bound k of ``k tanh(z / k)``; 0 for none.
         temperature: Divisor of the logits.
         filter_eps: Softmax entries below it may be left out of gradients; 0 keeps all.

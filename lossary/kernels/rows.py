@@ -27,7 +27,7 @@ from lossary.kernels.state import OF_TARGET, STATISTICS
 if TYPE_CHECKING:
     from lossary.kernels.vocab_parallel import VocabParallel
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 
 
 class HeadRows:
@@ -356,7 +356,7 @@ def head_rows(
         filter_weight: Whether that holds for the gradient of the head.
         kahan: Sum gradients in the storage dtype with a compensation, not in float32.
         deterministic: Refuse sums whose order may vary.
-        backend: ``auto``, ``reference``, ``cpu`` or ``triton``.
+        backend: ``auto``, ``reference``, ``cpu``, ``cuda`` or ``triton``.
         block_rows: Rows of a tile.
         block_vocab: Vocabulary entries of a tile.
         vocab_parallel: Where this rank's part of the vocabulary lies.
@@ -487,18 +487,22 @@ def _options(
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; wanted {', '.join(map(repr, get_args(Backend)))}.")
     if backend == "auto":
-        backend = "triton" if input.is_cuda and input.dtype != torch.float64 and _triton_is_here() else "cpu"
+        on_gpu = input.is_cuda and input.dtype != torch.float64 and _triton_is_here()
+        backend = "cpu" if not on_gpu else "triton" if deterministic or kahan else "cuda"
     if softcap is not None:
         if isinstance(softcap, Tensor):
             raise TypeError("softcap is a tensor; wanted a number.")
         checks.check_in_range("softcap", softcap, 0.0, low_open=True)
     checks.check_in_range("temperature", temperature, 0.0, low_open=True)
     if filter_eps == "auto":
-        held = input.dtype if backend == "triton" else torch.promote_types(input.dtype, torch.float32)
+        held = input.dtype if backend in ("cuda", "triton") else torch.promote_types(input.dtype, torch.float32)
         filter_eps = torch.finfo(held).eps / 32
     elif isinstance(filter_eps, str):
         raise ValueError(f"filter_eps is {filter_eps!r}; wanted 'auto', None or a number in [0, 1).")
     checks.check_in_range("filter_eps", filter_eps or 0.0, 0.0, 1.0, high_open=True)
+    if backend == "cuda" and (deterministic or kahan):
+        word = "deterministic" if deterministic else "kahan"
+        raise ValueError(f"backend is 'cuda', which knows no {word}; wanted backend='triton', or 'auto' to choose it.")
     for name, block in (("block_rows", block_rows), ("block_vocab", block_vocab)):
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise ValueError(f"{name} is {block!r}; wanted a positive integer or None.")

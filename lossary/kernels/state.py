@@ -33,6 +33,7 @@ STATISTICS = (
 )
 OF_TARGET = frozenset({"log_prob", "log_miss", "target_logit"})
 OF_MOMENT = frozenset({"entropy", "expected_logit"})
+SPREAD = frozenset({"mean_log_prob", "weighted_mean_log_prob"})
 
 
 class Partial(NamedTuple):

@@ -14,29 +14,30 @@ import triton
 from torch import Tensor
 
 from lossary.kernels import state
-from lossary.kernels.cpu import IGNORED, wide_dtype
+from lossary.kernels.cpu import IGNORED, nothing_noted, wide_dtype
 from lossary.kernels.options import Options
-from lossary.kernels.state import OF_MOMENT
+from lossary.kernels.state import OF_MOMENT, SPREAD
 from lossary.kernels.triton_kernels import gradients_kernel, partials_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_SPREAD = {"mean_log_prob", "weighted_mean_log_prob"}
 
 
-def _configurations(*, rows: Sequence[int], vocab: Sequence[int]) -> list[Any]:
+def _configurations(*blocks: tuple[int, int, int, int, int]) -> list[Any]:
     return [
-        triton.Config({"BLOCK_ROWS": r, "BLOCK_VOCAB": v, "BLOCK_WIDTH": w}, num_warps=warps, num_stages=stages)
-        for r in rows
-        for v in vocab
-        for w, warps, stages in ((32, 8, 4), (64, 8, 3), (64, 4, 3))
+        triton.Config(
+            {"BLOCK_ROWS": rows, "BLOCK_VOCAB": vocab, "BLOCK_WIDTH": width}, num_warps=warps, num_stages=stages
+        )
+        for rows, vocab, width, warps, stages in blocks
     ]
 
 
 _KEY = ["vocab", "width", "WIDEN", "PRECISION", "HAS_CAP"]
-_tuned_partials_kernel = triton.autotune(_configurations(rows=(64, 128), vocab=(128, 256)), key=_KEY)(partials_kernel)
+_tuned_partials_kernel = triton.autotune(
+    _configurations((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 32, 4, 4), (64, 128, 64, 4, 4)), key=_KEY
+)(partials_kernel)
 # What is added up must start from 0 in every trial of the tuner.
 _tuned_gradients_kernel = triton.autotune(
-    _configurations(rows=(64, 128), vocab=(64, 128)),
+    _configurations((128, 128, 32, 8, 3), (128, 128, 64, 8, 2), (64, 128, 32, 4, 3)),
     key=[*_KEY, "OWNER", "NEEDS_INPUT", "NEEDS_WEIGHT"],
     reset_to_zero=["d_input_ptr", "d_weight_ptr", "d_bias_ptr", "lost_ptr"],
 )(gradients_kernel)
@@ -50,10 +51,10 @@ def partials(
     target: Tensor | None,
     weight: Tensor | None,
     options: Options,
-) -> Tensor:
-    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
-    _check_device(input)
-    kept = _kept(target)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``, and nothing noted."""
+    check_device("triton", input)
+    kept = kept_rows(target)
     num_rows, vocab = len(input) if kept is None else len(kept), len(linear_weight)
     blocks = _blocks(options, vocab)
     parts = _parts(num_rows, vocab, input)
@@ -82,9 +83,9 @@ def partials(
     else:
         merged = torch.zeros(8, num_rows, dtype=torch.float32, device=input.device)
         merged[[0, 7]] = -torch.inf
-    if kept is None:
-        return merged
-    return merged.new_zeros(8, len(input)).index_copy_(1, kept, merged)
+    if kept is not None:
+        merged = merged.new_zeros(8, len(input)).index_copy_(1, kept, merged)
+    return merged, *nothing_noted(input)
 
 
 def gradients(
@@ -95,12 +96,14 @@ def gradients(
     target: Tensor | None,
     weight: Tensor | None,
     coefficients: Tensor,
+    peaks: Tensor,
+    order: Tensor,
     needs: Sequence[bool],
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``input``, ``linear_weight`` and ``linear_bias``, empty where not needed."""
-    _check_device(input)
-    kept = _kept(target)
+    check_device("triton", input)
+    kept = kept_rows(target)
     num_rows, vocab, width = len(input) if kept is None else len(kept), len(linear_weight), input.shape[1]
     input, linear_weight = input.contiguous(), linear_weight.contiguous()
     needs_input, needs_weight, needs_bias = needs
@@ -111,8 +114,8 @@ def gradients(
     blocks = _blocks(options, vocab)
     kernel = gradients_kernel if blocks else _tuned_gradients_kernel
     # What label smoothing adds is not small where the softmax is: nothing can be skipped.
-    filtering = options.filter_eps > 0 and not _SPREAD.intersection(names)
-    order = _by_mean_logit(input, linear_weight, linear_bias, kept) if filtering and num_rows else None
+    filtering = options.filter_eps > 0 and not SPREAD.intersection(names)
+    by_mean = by_mean_logit(input, linear_weight, linear_bias, kept) if filtering and num_rows else None
     owners = (1, 2) if options.deterministic or options.kahan else (0,)
     for owner in owners if num_rows and vocab else ():
         of_input, of_head = owner in (0, 1), owner in (0, 2)
@@ -131,7 +134,7 @@ def gradients(
             target,
             weight,
             kept,
-            order,
+            by_mean,
             coefficients.contiguous(),
             d_input,
             d_weight,
@@ -145,7 +148,7 @@ def gradients(
             1 / options.temperature,
             options.filter_eps if filtering else 0.0,
             **_switches(names, input, linear_bias, target, weight, kept, options),
-            HAS_ORDER=order is not None,
+            HAS_ORDER=by_mean is not None,
             NEEDS_INPUT=bool(needs_input and of_input),
             NEEDS_WEIGHT=bool(needs_weight and of_head),
             NEEDS_BIAS=bool(needs_bias and of_head),
@@ -159,24 +162,27 @@ def gradients(
     return d_input.to(input.dtype), d_weight.to(linear_weight.dtype), d_bias.to(bias_dtype)
 
 
-def _check_device(input: Tensor) -> None:
+def check_device(backend: str, input: Tensor) -> None:
+    """Refuse what the kernels cannot run on."""
     if not input.is_cuda and not INTERPRETED:
         raise ValueError(
-            f"backend is 'triton' and input is on {input.device}; wanted a GPU (or TRITON_INTERPRET=1 before the "
+            f"backend is {backend!r} and input is on {input.device}; wanted a GPU (or TRITON_INTERPRET=1 before the "
             "import, to try the kernels on the CPU)."
         )
     if wide_dtype(input) == torch.float64:
-        raise TypeError("backend is 'triton' and input has dtype torch.float64; wanted float32, bfloat16 or float16.")
+        raise TypeError(
+            f"backend is {backend!r} and input has dtype torch.float64; wanted float32, bfloat16 or float16."
+        )
 
 
-def _kept(target: Tensor | None) -> Tensor | None:
+def kept_rows(target: Tensor | None) -> Tensor | None:
     """Places of the rows that count, None where all do."""
     if target is None or not bool((target == IGNORED).any()):
         return None
     return (target != IGNORED).nonzero()[:, 0]
 
 
-def _by_mean_logit(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, kept: Tensor | None) -> Tensor:
+def by_mean_logit(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, kept: Tensor | None) -> Tensor:
     """The vocabulary by falling mean logit, which is the head of the mean input: no sweep is needed for it."""
     rows = input if kept is None else input.index_select(0, kept)
     mean = linear_weight @ rows.mean(0, dtype=torch.float32).to(linear_weight.dtype)
@@ -217,7 +223,8 @@ def _switches(
         "HAS_KEPT": kept is not None,
         "HAS_CAP": options.softcap > 0,
         "MOMENT": bool(OF_MOMENT.intersection(names)),
-        "SPREAD": bool(_SPREAD.intersection(names)),
+        "SPREAD": bool(SPREAD.intersection(names)),
+        "EVEN_WIDTH": input.shape[1] % 64 == 0,  # of which every BLOCK_WIDTH is a divisor
         "WIDEN": INTERPRETED and input.dtype != torch.float32,  # the interpreter's products know no halves
         "PRECISION": "ieee" if precise else "tf32",
     }
