@@ -97,18 +97,10 @@ def partials(
     target: Tensor | None,
     weight: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``.
-
-    The second and third are what a backend notes for its second sweep, nothing here.
-    """
+) -> Tensor:
+    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
     head = prepare(input, linear_weight, linear_bias, target, weight)
-    return head.put_back(sweep(names, head, options), 1), *nothing_noted(input)
-
-
-def nothing_noted(input: Tensor) -> tuple[Tensor, Tensor]:
-    """In place of peaks ``(blocks, M)`` and order ``(V,)``."""
-    return input.new_empty(0, len(input), dtype=torch.float32), input.new_empty(0, dtype=torch.int64)
+    return head.put_back(sweep(names, head, options), 1)
 
 
 def gradients(
@@ -119,8 +111,6 @@ def gradients(
     target: Tensor | None,
     weight: Tensor | None,
     coefficients: Tensor,
-    peaks: Tensor,
-    order: Tensor,
     needs: Sequence[bool],
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,8 +124,6 @@ def gradients(
         target: ``(M,)`` or None.
         weight: Class weights ``(V,)`` or None.
         coefficients: :class:`state.Coefficients` ``(8, M)``.
-        peaks: What the first sweep noted; not used here.
-        order: As ``peaks``.
         needs: Which of the three are wanted.
         options: Options.
     """

@@ -104,28 +104,21 @@ def _backend(options: Options) -> Any:
     return cpu
 
 
-def _partials(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _partials(names: list[str], *rest: Any) -> Tensor:
     options = Options(*rest[5:])
     with torch.cuda.device_of(rest[0]):  # Triton launches on the current device
-        result: tuple[Tensor, Tensor, Tensor] = _backend(options).partials(names, *rest[:5], options)
+        result: Tensor = _backend(options).partials(names, *rest[:5], options)
     return result
 
 
-def _fake_partials(names: list[str], input: Tensor, linear_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    options = Options(*rest[3:])
-    partial = input.new_empty(len(state.Partial._fields), input.shape[0], dtype=cpu.wide_dtype(input))
-    if options.backend == "cuda" and _backend(options).is_sorted(names, linear_weight.shape[0], options):
-        blocks = _backend(options).num_blocks(linear_weight.shape[0], options)
-        noted = partial.new_empty(blocks, input.shape[0]), input.new_empty(linear_weight.shape[0], dtype=torch.int64)
-    else:
-        noted = cpu.nothing_noted(input)
-    return partial, *noted
+def _fake_partials(names: list[str], input: Tensor, *rest: Any) -> Tensor:
+    return input.new_empty(len(state.Partial._fields), input.shape[0], dtype=cpu.wide_dtype(input))
 
 
 def _gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    options = Options(*rest[9:])
+    options = Options(*rest[7:])
     with torch.cuda.device_of(rest[0]):
-        result: tuple[Tensor, Tensor, Tensor] = _backend(options).gradients(names, *rest[:9], options)
+        result: tuple[Tensor, Tensor, Tensor] = _backend(options).gradients(names, *rest[:7], options)
     return result
 
 
@@ -137,16 +130,8 @@ def _fake_gradients(
     target: Tensor | None,
     weight: Tensor | None,
     coefficients: Tensor,
-    peaks: Tensor,
-    order: Tensor,
     needs: list[bool],
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like_the_head(input, linear_weight, linear_bias, needs)
-
-
-def _like_the_head(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     bias = linear_weight if linear_bias is None else linear_bias
     return (
@@ -163,15 +148,12 @@ def _value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, 
 
 
 def _fake_value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(rest[5]), *_like_the_head(*rest[:3], rest[6])
+    return torch.empty_like(rest[5]), *_fake_gradients(names, *rest)
 
 
-_partials_op = define(
-    f"head_partials(str[] names, {_HEAD}, {SCHEMA}) -> (Tensor, Tensor, Tensor)", _partials, _fake_partials
-)
+_partials_op = define(f"head_partials(str[] names, {_HEAD}, {SCHEMA}) -> Tensor", _partials, _fake_partials)
 _gradients_op = define(
-    f"head_gradients(str[] names, {_HEAD}, Tensor coefficients, Tensor peaks, Tensor order, bool[] needs, {SCHEMA})"
-    " -> (Tensor, Tensor, Tensor)",
+    f"head_gradients(str[] names, {_HEAD}, Tensor coefficients, bool[] needs, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
     _gradients,
     _fake_gradients,
 )
@@ -235,30 +217,28 @@ class _Statistics(torch.autograd.Function):
         names: Sequence[str],
         options: Options,
         ranks: Any,
-    ) -> tuple[Tensor, ...]:
-        partial, *noted = _partials_op(list(names), input, linear_weight, linear_bias, target, weight, *options)
+    ) -> tuple[Tensor, Tensor]:
+        partial = _partials_op(list(names), input, linear_weight, linear_bias, target, weight, *options)
         if ranks is not None:
             partial = ranks.merge(partial)
-        return state.statistics(names, partial, target_weight, target is not None), partial, *noted
+        return state.statistics(names, partial, target_weight, target is not None), partial
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:6], *output[1:])
+        ctx.save_for_backward(*inputs[:6], output[1])
         ctx.names, ctx.options, ctx.ranks = inputs[6:]
 
     @staticmethod
-    def backward(ctx: Any, gradients: Tensor | None, *_: Any) -> Any:
+    def backward(ctx: Any, gradients: Tensor | None, _: Any) -> Any:
         if gradients is None:
             return (None,) * 9
-        *head, target_weight, partial, peaks, order = ctx.saved_tensors
+        *head, target_weight, partial = ctx.saved_tensors
         has_target, temperature = head[3] is not None, ctx.options.temperature
         coefficients = state.coefficients(ctx.names, gradients, partial, target_weight, has_target, temperature)
         needs = ctx.needs_input_grad[:3]
-        d_input, d_weight, d_bias = _untyped(_Gradients).apply(
-            *head, coefficients, peaks, order, ctx.names, needs, ctx.options
-        )
+        d_input, d_weight, d_bias = _untyped(_Gradients).apply(*head, coefficients, ctx.names, needs, ctx.options)
         if ctx.ranks is not None and needs[0] and ctx.ranks.reduce_input_grad:
             d_input = ctx.ranks.sum(d_input)
         return *where_needed(needs, d_input, d_weight, d_bias), *[None] * 6
@@ -285,16 +265,12 @@ class _Gradients(torch.autograd.Function):
         target: Tensor | None,
         weight: Tensor | None,
         coefficients: Tensor,
-        peaks: Tensor,
-        order: Tensor,
         names: Sequence[str],
         needs: Sequence[bool],
         options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = (input, linear_weight, linear_bias, target, weight)
-        result: tuple[Tensor, Tensor, Tensor] = _gradients_op(
-            list(names), *head, coefficients, peaks, order, list(needs), *options
-        )
+        result: tuple[Tensor, Tensor, Tensor] = _gradients_op(list(names), *head, coefficients, list(needs), *options)
         return result
 
     @staticmethod
@@ -351,12 +327,12 @@ class _WeightedSum(torch.autograd.Function):
         elif ctx.held is not None or len(ctx.saved_tensors) > 7:
             gradients = _untyped(_Scaled).apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))
         else:  # a second backward through the same graph: what was held is gone
-            partial, *noted = _partials_op(list(ctx.names), *head, *ctx.options)
+            partial = _partials_op(list(ctx.names), *head, *ctx.options)
             target_weight = None if head[4] is None else head[4][head[3].clamp(min=0)]
             coefficients = state.coefficients(
                 ctx.names, gradient * upstream, partial, target_weight, True, ctx.options.temperature
             )
-            gradients = _untyped(_Gradients).apply(*head, coefficients, *noted, ctx.names, ctx.needs, ctx.options)
+            gradients = _untyped(_Gradients).apply(*head, coefficients, ctx.names, ctx.needs, ctx.options)
         return *where_needed(ctx.needs_input_grad[:3], *gradients), None, None, d_upstream, None, None, None
 
 

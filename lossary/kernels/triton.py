@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from lossary.kernels import state
-from lossary.kernels.cpu import IGNORED, nothing_noted, wide_dtype
+from lossary.kernels.cpu import IGNORED, wide_dtype
 from lossary.kernels.options import Options
 from lossary.kernels.state import OF_MOMENT, SPREAD
 from lossary.kernels.triton_kernels import gradients_kernel, partials_kernel
@@ -51,8 +51,8 @@ def partials(
     target: Tensor | None,
     weight: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``, and nothing noted."""
+) -> Tensor:
+    """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
     check_device("triton", input)
     kept = kept_rows(target)
     num_rows, vocab = len(input) if kept is None else len(kept), len(linear_weight)
@@ -83,9 +83,9 @@ def partials(
     else:
         merged = torch.zeros(8, num_rows, dtype=torch.float32, device=input.device)
         merged[[0, 7]] = -torch.inf
-    if kept is not None:
-        merged = merged.new_zeros(8, len(input)).index_copy_(1, kept, merged)
-    return merged, *nothing_noted(input)
+    if kept is None:
+        return merged
+    return merged.new_zeros(8, len(input)).index_copy_(1, kept, merged)
 
 
 def gradients(
@@ -96,8 +96,6 @@ def gradients(
     target: Tensor | None,
     weight: Tensor | None,
     coefficients: Tensor,
-    peaks: Tensor,
-    order: Tensor,
     needs: Sequence[bool],
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +113,7 @@ def gradients(
     kernel = gradients_kernel if blocks else _tuned_gradients_kernel
     # What label smoothing adds is not small where the softmax is: nothing can be skipped.
     filtering = options.filter_eps > 0 and not SPREAD.intersection(names)
-    by_mean = by_mean_logit(input, linear_weight, linear_bias, kept) if filtering and num_rows else None
+    order = _by_mean_logit(input, linear_weight, linear_bias, kept) if filtering and num_rows else None
     owners = (1, 2) if options.deterministic or options.kahan else (0,)
     for owner in owners if num_rows and vocab else ():
         of_input, of_head = owner in (0, 1), owner in (0, 2)
@@ -134,7 +132,7 @@ def gradients(
             target,
             weight,
             kept,
-            by_mean,
+            order,
             coefficients.contiguous(),
             d_input,
             d_weight,
@@ -148,7 +146,7 @@ def gradients(
             1 / options.temperature,
             options.filter_eps if filtering else 0.0,
             **_switches(names, input, linear_bias, target, weight, kept, options),
-            HAS_ORDER=by_mean is not None,
+            HAS_ORDER=order is not None,
             NEEDS_INPUT=bool(needs_input and of_input),
             NEEDS_WEIGHT=bool(needs_weight and of_head),
             NEEDS_BIAS=bool(needs_bias and of_head),
@@ -182,7 +180,7 @@ def kept_rows(target: Tensor | None) -> Tensor | None:
     return (target != IGNORED).nonzero()[:, 0]
 
 
-def by_mean_logit(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, kept: Tensor | None) -> Tensor:
+def _by_mean_logit(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, kept: Tensor | None) -> Tensor:
     """The vocabulary by falling mean logit, which is the head of the mean input: no sweep is needed for it."""
     rows = input if kept is None else input.index_select(0, kept)
     mean = linear_weight @ rows.mean(0, dtype=torch.float32).to(linear_weight.dtype)

@@ -59,11 +59,15 @@ def _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS: tl.constex
     if HAS_BIAS:
         z += tl.load(bias_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
     if HAS_CAP:
-        # tanh by exp, whose argument is never positive
-        magnitude = tl.abs(z / softcap)
-        shrunk = tl.exp(-2.0 * magnitude)
-        z = tl.where(z < 0, -1.0, 1.0) * softcap * (1.0 - shrunk) / (1.0 + shrunk)
+        z = _capped(z, softcap)
     return z * scale
+
+
+@triton.jit
+def _capped(z, softcap):
+    # tanh by exp, whose argument is never positive
+    shrunk = tl.exp(-2.0 * tl.abs(z / softcap))
+    return tl.where(z < 0, -1.0, 1.0) * softcap * (1.0 - shrunk) / (1.0 + shrunk)
 
 
 @triton.jit
@@ -143,7 +147,10 @@ def partials_kernel(
             BLOCK_VOCAB,
             BLOCK_WIDTH,
         )
-        maximum, total, moment, spread, weighted, number, mass, target = _see(
+        if HAS_TARGET:
+            is_label = column_ok[None, :] & (column[None, :] == label[:, None])
+            target = tl.maximum(target, tl.max(tl.where(is_label, z, -infinity), axis=1))
+        maximum, total, moment, spread, weighted, number, mass = _see(
             z,
             column,
             column_ok,
@@ -156,7 +163,6 @@ def partials_kernel(
             weighted,
             number,
             mass,
-            target,
             HAS_CLASS_WEIGHT,
             MOMENT,
             SPREAD,
@@ -179,16 +185,13 @@ def _see(
     weighted,
     number,
     mass,
-    target,
     HAS_CLASS_WEIGHT: tl.constexpr,
     MOMENT: tl.constexpr,
     SPREAD: tl.constexpr,
 ):
-    """The eight numbers of rows after one more tile of logits."""
+    """All but the target's of the eight numbers of rows, after one more tile of logits."""
     infinity = float("inf")
-    is_label = column[None, :] == label[:, None]
-    other = column_ok[None, :] & (is_label == 0)
-    target = tl.maximum(target, tl.max(tl.where(is_label & column_ok[None, :], z, -infinity), axis=1))
+    other = column_ok[None, :] & (column[None, :] != label[:, None])
     z = tl.where(other, z, -infinity)
     highest = tl.maximum(maximum, tl.max(z, axis=1))
     before = tl.where(maximum == -infinity, 0.0, maximum)
@@ -201,13 +204,13 @@ def _see(
         moment = scaling * (moment + total * offset) + tl.sum(tl.where(e > 0, e * d, 0.0), axis=1)
     if SPREAD:
         spread += number * offset + tl.sum(tl.where(other, d, 0.0), axis=1)
+        number += tl.sum(tl.where(other, 1.0, 0.0), axis=1)
         if HAS_CLASS_WEIGHT:
             w = tl.load(class_weight_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
             weighted += mass * offset + tl.sum(tl.where(other & (w != 0), w * d, 0.0), axis=1)
             mass += tl.sum(tl.where(other, w, 0.0), axis=1)
-    number += tl.sum(tl.where(other, 1.0, 0.0), axis=1)
     total = total * scaling + tl.sum(e, axis=1)
-    return highest, total, moment, spread, weighted, number, mass, target
+    return highest, total, moment, spread, weighted, number, mass
 
 
 @triton.jit
@@ -230,10 +233,9 @@ def see_products_kernel(
     target_ptr,
     class_weight_ptr,
     partial_ptr,
-    peak_ptr,
     num_rows,
     columns,
-    first_column,
+    first,
     all_rows,
     softcap,
     scale,
@@ -241,19 +243,19 @@ def see_products_kernel(
     HAS_TARGET: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_CAP: tl.constexpr,
-    HAS_PEAK: tl.constexpr,
     MOMENT: tl.constexpr,
     SPREAD: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
 ):
-    """Add a tile of ready products ``(num_rows, columns)`` to what is kept of its rows, and note its largest logits."""
+    """Add a tile of ready products ``(num_rows, columns)``, whose first column is ``first``, to what is kept of rows."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_ok = row < num_rows
     label = tl.full((BLOCK_ROWS,), -1, dtype=tl.int64)
     if HAS_TARGET:
         label = tl.load(target_ptr + row, mask=row_ok, other=-1)
     at = partial_ptr + row
+    products = product_ptr + row.to(tl.int64) * columns
     maximum = tl.load(at, mask=row_ok, other=0.0)
     total = tl.load(at + all_rows, mask=row_ok, other=0.0)
     moment = tl.load(at + 2 * all_rows, mask=row_ok, other=0.0)
@@ -262,15 +264,13 @@ def see_products_kernel(
     number = tl.load(at + 5 * all_rows, mask=row_ok, other=0.0)
     mass = tl.load(at + 6 * all_rows, mask=row_ok, other=0.0)
     target = tl.load(at + 7 * all_rows, mask=row_ok, other=0.0)
-    peak = tl.full((BLOCK_ROWS,), -float("inf"), dtype=tl.float32)
     for start in range(0, columns, BLOCK_VOCAB):
         place = start + tl.arange(0, BLOCK_VOCAB)
-        column = (first_column + place).to(tl.int64)
+        column = (first + place).to(tl.int64)
         column_ok = place < columns
-        ok = row_ok[:, None] & column_ok[None, :]
-        z = tl.load(product_ptr + row.to(tl.int64)[:, None] * columns + place[None, :], mask=ok, other=0.0)
+        z = tl.load(products[:, None] + place[None, :], mask=row_ok[:, None] & column_ok[None, :], other=0.0)
         z = _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS, HAS_CAP)
-        maximum, total, moment, spread, weighted, number, mass, target = _see(
+        maximum, total, moment, spread, weighted, number, mass = _see(
             z,
             column,
             column_ok,
@@ -283,17 +283,19 @@ def see_products_kernel(
             weighted,
             number,
             mass,
-            target,
             HAS_CLASS_WEIGHT,
             MOMENT,
             SPREAD,
         )
-        if HAS_PEAK:
-            other = column_ok[None, :] & (column[None, :] != label[:, None])
-            peak = tl.maximum(peak, tl.max(tl.where(other, z, -float("inf")), axis=1))
+    if HAS_TARGET:
+        here = row_ok & (label >= first) & (label < first + columns)
+        z = tl.load(products + (label - first), mask=here, other=0.0)
+        if HAS_BIAS:
+            z += tl.load(bias_ptr + label, mask=here, other=0.0).to(tl.float32)
+        if HAS_CAP:
+            z = _capped(z, softcap)
+        target = tl.where(here, z * scale, target)
     _store(at, all_rows, row_ok, maximum, total, moment, spread, weighted, number, mass, target)
-    if HAS_PEAK:
-        tl.store(peak_ptr + row, peak, mask=row_ok)
 
 
 @triton.jit
@@ -346,7 +348,7 @@ def _gradient_of_tile(
         BLOCK_VOCAB,
         BLOCK_WIDTH,
     )
-    return _gradient(
+    gradient, softmax = _gradient(
         z,
         target_ptr,
         class_weight_ptr,
@@ -367,6 +369,7 @@ def _gradient_of_tile(
         BLOCK_ROWS,
         BLOCK_VOCAB,
     )
+    return gradient, tl.max(tl.max(softmax, axis=1), axis=0)
 
 
 @triton.jit
@@ -391,7 +394,7 @@ def _gradient(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
 ):
-    """As :func:`_gradient_of_tile`, from logits; without OF_LABEL the label's entry lacks its ``target``."""
+    """Gradient of logits before the cap, and |softmax - one-hot target|; without OF_LABEL the label gives neither."""
     # Coefficients in the order of state.Coefficients
     at = coefficient_ptr + row
     maximum = tl.load(at, mask=row_ok, other=0.0)
@@ -423,7 +426,7 @@ def _gradient(
     if HAS_CAP:
         ratio = z / (scale * softcap)
         gradient *= 1.0 - ratio * ratio
-    return tl.where(ok, gradient, 0.0), tl.max(tl.max(softmax, axis=1), axis=0)
+    return tl.where(ok, gradient, 0.0), softmax
 
 
 @triton.jit
@@ -434,32 +437,38 @@ def gradient_of_products_kernel(
     class_weight_ptr,
     coefficient_ptr,
     gradient_ptr,
+    live_ptr,
     num_rows,
     columns,
-    first_column,
+    first,
     all_rows,
     softcap,
     scale,
+    filter_eps,
     HAS_BIAS: tl.constexpr,
     HAS_TARGET: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     HAS_CAP: tl.constexpr,
     MOMENT: tl.constexpr,
     SPREAD: tl.constexpr,
+    FILTER: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
 ):
-    """From a tile of ready products the gradient of its logits before the cap, the label's ``target`` left out."""
+    """From a tile of ready products the gradient of its logits before the cap, the label's ``target`` left out.
+
+    With FILTER also which columns have a softmax that reaches ``filter_eps``, the label's aside.
+    """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     place = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
     row_ok = row < num_rows
     column_ok = place < columns
-    column = (first_column + place).to(tl.int64)
+    column = (first + place).to(tl.int64)
     ok = row_ok[:, None] & column_ok[None, :]
     at = row.to(tl.int64)[:, None] * columns + place[None, :]
     z = tl.load(product_ptr + at, mask=ok, other=0.0)
     z = _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS, HAS_CAP)
-    gradient, _ = _gradient(
+    gradient, softmax = _gradient(
         z,
         target_ptr,
         class_weight_ptr,
@@ -481,6 +490,10 @@ def gradient_of_products_kernel(
         BLOCK_VOCAB,
     )
     tl.store(gradient_ptr + at, gradient.to(gradient_ptr.dtype.element_ty), mask=ok)
+    if FILTER:
+        # `x < eps` and not `x >= eps`: a NaN must reach the gradient.
+        dead = tl.min((softmax < filter_eps).to(tl.int32), axis=0)
+        tl.store(live_ptr + place, tl.full((BLOCK_VOCAB,), 1, dtype=tl.int8), mask=column_ok & (dead == 0))
 
 
 @triton.jit

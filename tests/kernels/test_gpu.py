@@ -59,7 +59,7 @@ def exact(tensors: dict[str, Tensor], names: tuple[str, ...], **options: Any) ->
 def distance(one: Tensor, wanted: Tensor) -> float:
     finite = wanted.isfinite()
     assert torch.equal(one.isfinite(), finite)
-    return float((one.double() - wanted)[finite].norm() / wanted[finite].norm())
+    return float(((one.double() - wanted)[finite].norm() / wanted[finite].norm()).detach())
 
 
 @pytest.mark.parametrize("size", [(300, 1000, 96), (257, 777, 100), (1, 1000, 64), (130, 2, 64)], ids=str)
@@ -99,11 +99,11 @@ def test_halves_are_no_worse_than_plain_code(options: dict[str, Any], dtype: tor
 
 def test_what_the_filter_leaves_out_is_small(options: dict[str, Any]) -> None:
     tensors = problem(512, 3000, 256, bias=False)
-    tensors["input"] = 6 * tensors["linear_weight"][tensors["target"].clamp(min=0)] * 256**0.5
+    tensors["input"] = tensors["linear_weight"][tensors["target"].clamp(min=0)] * 256**0.5
     whole, some = (run(tensors, ("log_prob",), filter_eps=eps, **options)[1:] for eps in (None, 1e-3))
     assert any(not torch.equal(one, other) for one, other in zip(whole, some, strict=True)), "nothing was filtered"
     for one, other in zip(whole, some, strict=True):
-        assert distance(other, one.double()) < 0.02
+        assert (one - other).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
@@ -148,9 +148,9 @@ def test_no_logits_are_stored() -> None:
 
 def test_under_compile_and_autocast() -> None:
     tensors = problem(300, 1000, 96)
-    compiled = torch.compile(linear_cross_entropy, fullgraph=True)
     arguments = [tensors[name] for name in ("input", "linear_weight", "target", "linear_bias")]
-    torch.testing.assert_close(compiled(*arguments), linear_cross_entropy(*arguments))
+    compiled = torch.compile(lambda *head: linear_head(*head)["log_prob"], fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), linear_head(*arguments)["log_prob"])
     with torch.autocast("cuda", torch.bfloat16):
         low = linear_cross_entropy(*arguments)
     assert low.dtype == torch.float32
