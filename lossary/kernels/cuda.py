@@ -15,13 +15,15 @@ import torch
 import triton
 from torch import Tensor
 
+from lossary.kernels import state
 from lossary.kernels.options import Options
 from lossary.kernels.state import OF_MOMENT, SPREAD, Coefficients, Partial
 from lossary.kernels.triton import INTERPRETED, check_device, kept_rows
 from lossary.kernels.triton_kernels import gradient_of_products_kernel, see_products_kernel
 
 BLOCK_ROWS = 4096
-BLOCK_VOCAB = 8192
+_TILE, _SMALL_TILE = 2**25, 2**22  # entries: at most, and of problems so small that launches are all they take
+_WORTH_FILTERING = {2: 2**35, 4: 2**31}  # by bytes of an entry, products of a tile that outlast counting its columns
 _LABEL_ROWS = 1024
 
 
@@ -37,13 +39,7 @@ def partials(
     """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
     check_device("cuda", input)
     tiles = _Tiles(names, input, linear_weight, linear_bias, target, weight, options)
-    partial = torch.zeros(len(Partial._fields), tiles.num_rows, dtype=torch.float32, device=input.device)
-    for field in ("maximum", "target"):
-        partial[Partial._fields.index(field)] = -math.inf
-    for columns in tiles.vocab_blocks():
-        for rows in tiles.row_blocks():
-            tiles.see(rows, columns, partial)
-    return tiles.put_back(partial)
+    return tiles.put_back(tiles.sweep())
 
 
 def gradients(
@@ -60,33 +56,31 @@ def gradients(
     """Gradients of ``input``, ``linear_weight`` and ``linear_bias``, empty where not needed."""
     check_device("cuda", input)
     tiles = _Tiles(names, input, linear_weight, linear_bias, target, weight, options)
-    coefficients = tiles.take(coefficients)
-    needs_input, needs_weight, needs_bias = needs
-    d_input = coefficients.new_zeros(tiles.input.shape if needs_input else (0,))
-    d_weight = torch.empty_like(linear_weight if needs_weight else linear_weight[:0])
-    d_bias = coefficients.new_zeros(len(linear_weight) if needs_bias else 0)
-    d_block = coefficients.new_empty(tiles.num_columns if needs_weight else 0, input.shape[1])
-    for columns in tiles.vocab_blocks():
-        d_columns = d_block[: columns.stop - columns.start].zero_()
-        for rows in tiles.row_blocks():
-            gradient, live = tiles.gradient(rows, columns, coefficients)
-            few = None if live is None else gradient[:, live]
-            if needs_input and few is not None and options.filter_input:
-                _add_product(d_input[rows], few, tiles.weight(columns)[live])
-            elif needs_input:
-                _add_product(d_input[rows], gradient, tiles.weight(columns))
-            if needs_weight and few is not None and live is not None and options.filter_weight:
-                d_columns.index_add_(0, live, _product(few.t(), tiles.input[rows]))
-            elif needs_weight:
-                _add_product(d_columns, gradient.t(), tiles.input[rows])
-            if needs_bias:
-                d_bias[columns] += gradient.sum(0, dtype=torch.float32)
-        if needs_weight:
-            d_weight[columns] = d_columns
-    tiles.add_labels(Coefficients(*coefficients.unbind(0)).target, d_input, d_weight, d_bias)
-    if needs_input:
-        d_input = tiles.put_back(d_input.to(input.dtype).t()).t()
-    return d_input, d_weight, d_bias.to(linear_weight.dtype if linear_bias is None else linear_bias.dtype)
+    return tiles.gradients(tiles.take(coefficients), needs, input.dtype)
+
+
+def value_and_gradients(
+    names: Sequence[str],
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    upstream: Tensor,
+    needs: Sequence[bool],
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics ``(S, M)`` and the gradients of the sum over rows of ``upstream`` x statistics, one after the other.
+
+    What is saved are the many small steps of differentiating a mean, each of which waits for its launch.
+    """
+    check_device("cuda", input)
+    tiles = _Tiles(names, input, linear_weight, linear_bias, target, weight, options)
+    partial, given = tiles.sweep(), tiles.take(upstream)
+    of_target = None if weight is None or tiles.target is None else weight[tiles.target]
+    values = state.statistics(names, partial, of_target, True)
+    coefficients = state.coefficients(names, given, partial, of_target, True, options.temperature)
+    return tiles.put_back(values), *tiles.gradients(coefficients, needs, input.dtype)
 
 
 class _Tiles:
@@ -102,19 +96,22 @@ class _Tiles:
         weight: Tensor | None,
         options: Options,
     ) -> None:
-        self._kept, self._all_rows = kept_rows(target), len(input)
+        self._kept, self._all_rows = kept_rows(target, options), len(input)
         self.input = self.take(input.t()).t().contiguous()
         self.num_rows = len(self.input)
         self.target = None if target is None else self.take(target).contiguous()
         self.linear_weight, self.linear_bias = linear_weight, linear_bias
         self._class_weight, self._options = weight, options
         self._block_rows = min(options.block_rows or BLOCK_ROWS, max(1, self.num_rows))
-        self.num_columns = min(options.block_vocab or BLOCK_VOCAB, max(1, len(linear_weight)))
-        tile = self._block_rows * self.num_columns
-        self._products = self.input.new_empty(tile, dtype=torch.float32)
+        vocab = max(1, len(linear_weight))
+        room = min(_TILE, max(_SMALL_TILE, self.num_rows * vocab // 4)) // self._block_rows
+        self.num_columns = min(options.block_vocab or max(256, room // 256 * 256), vocab)
+        self._products = self.input.new_empty(self._block_rows * self.num_columns, dtype=torch.float32)
         self._gradient = self.input.new_empty(0)
         # What label smoothing adds is not small where the softmax is: nothing can be left out.
-        self._filters = options.filter_eps > 0 and not SPREAD.intersection(names)
+        work = self._products.numel() * input.shape[1]
+        worth = bool(options.block_vocab) or work >= _WORTH_FILTERING[input.element_size()]
+        self._filters = worth and options.filter_eps > 0 and not SPREAD.intersection(names)
         self._switches = {
             "HAS_BIAS": linear_bias is not None,
             "HAS_TARGET": target is not None,
@@ -133,6 +130,61 @@ class _Tiles:
         if self._kept is None:
             return values
         return values.new_zeros(*values.shape[:-1], self._all_rows).index_copy_(-1, self._kept, values)
+
+    def sweep(self) -> Tensor:
+        """What is kept of each row that counts, over the whole vocabulary."""
+        partial = self.input.new_zeros(len(Partial._fields), self.num_rows, dtype=torch.float32)
+        for field in ("maximum", "target"):
+            partial[Partial._fields.index(field)] = -math.inf
+        for columns in self.vocab_blocks():
+            for rows in self.row_blocks():
+                self.see(rows, columns, partial)
+        return partial
+
+    def gradients(
+        self, coefficients: Tensor, needs: Sequence[bool], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of all rows of ``input`` and of the head, empty where not needed."""
+        linear_weight, options = self.linear_weight, self._options
+        needs_input, needs_weight, needs_bias = needs
+        d_input = coefficients.new_zeros(self.input.shape if needs_input else (0,))
+        d_weight = torch.empty_like(linear_weight if needs_weight else linear_weight[:0])
+        d_bias = coefficients.new_zeros(len(linear_weight) if needs_bias else 0)
+        d_block = coefficients.new_empty(self.num_columns if needs_weight else 0, self.input.shape[1])
+        of_tiles, size = self._scaled(coefficients)
+        for columns in self.vocab_blocks():
+            d_columns = d_block[: columns.stop - columns.start].zero_()
+            for rows in self.row_blocks():
+                gradient, live = self.gradient(rows, columns, of_tiles)
+                few = None if live is None else gradient[:, live]
+                if needs_input and few is not None and options.filter_input:
+                    _add_product(d_input[rows], few, self.weight(columns)[live])
+                elif needs_input:
+                    _add_product(d_input[rows], gradient, self.weight(columns))
+                if needs_weight and few is not None and live is not None and options.filter_weight:
+                    d_columns.index_add_(0, live, _product(few.t(), self.input[rows]))
+                elif needs_weight:
+                    _add_product(d_columns, gradient.t(), self.input[rows])
+                if needs_bias:
+                    d_bias[columns] += gradient.sum(0, dtype=torch.float32)
+            if needs_weight:
+                d_weight[columns] = d_columns if size is None else d_columns.mul_(size)
+        if size is not None:
+            d_input.mul_(size)
+            d_bias.mul_(size)
+        self._products = self._gradient = d_block = self._products[:0]
+        self.add_labels(Coefficients(*coefficients.unbind(0)).target, d_input, d_weight, d_bias)
+        if needs_input:
+            d_input = self.put_back(d_input.to(dtype).t()).t()
+        bias = linear_weight if self.linear_bias is None else self.linear_bias
+        return d_input, d_weight, d_bias.to(bias.dtype)
+
+    def _scaled(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Coefficients that keep a tile in reach of float16, and what its gradients are too small by."""
+        if self.input.dtype != torch.float16:
+            return coefficients, None
+        size = coefficients[1:6].abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+        return torch.cat([coefficients[:1], coefficients[1:6] / size, coefficients[6:]]), size
 
     def vocab_blocks(self) -> Iterator[slice]:
         """Columns of the tiles: the outer loop."""
@@ -164,7 +216,7 @@ class _Tiles:
             **self._switches,
             BLOCK_ROWS=block_rows,
             BLOCK_VOCAB=block_vocab,
-            num_warps=8,
+            num_warps=4,
         )
 
     def gradient(self, rows: slice, columns: slice, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -176,7 +228,7 @@ class _Tiles:
             self._gradient = torch.empty_like(self._products, dtype=self.input.dtype)
         gradient = self._gradient[: products.numel()].view_as(products)
         live = torch.zeros(products.shape[1] if self._filters else 0, dtype=torch.int8, device=products.device)
-        block_rows, block_vocab = (16, 16) if INTERPRETED else (4, 1024)
+        block_rows, block_vocab = (16, 16) if INTERPRETED else (16, 256)
         grid = triton.cdiv(len(products), block_rows), triton.cdiv(products.shape[1], block_vocab)
         gradient_of_products_kernel[grid](
             products,

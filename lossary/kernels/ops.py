@@ -142,8 +142,10 @@ def _fake_gradients(
 
 
 def _value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = Options(*rest[7:])
     result: tuple[Tensor, Tensor, Tensor, Tensor]
-    result = _untyped(cpu.value_and_gradients)(names, *rest[:7], Options(*rest[7:]))
+    with torch.cuda.device_of(rest[0]):
+        result = _backend(options).value_and_gradients(names, *rest[:7], options)
     return result
 
 
@@ -322,7 +324,7 @@ class _WeightedSum(torch.autograd.Function):
         d_upstream = gradient * values if ctx.needs_input_grad[5] else None
         if ctx.held is not None and not torch.is_grad_enabled():
             gradients, ctx.held = ctx.held, None
-            if gradient.device.type != "cpu" or gradient != 1:
+            if gradient != 1:  # on a GPU too looking costs less than a pass over the head's gradient
                 gradients = tuple(tensor.mul_(gradient.to(tensor.dtype)) for tensor in gradients)
         elif ctx.held is not None or len(ctx.saved_tensors) > 7:
             gradients = _untyped(_Scaled).apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))

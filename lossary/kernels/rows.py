@@ -90,6 +90,12 @@ class HeadRows:
             values = ops.statistics(names, *self.head, self._target_weight, self.options, self._ranks)
         return {name: self.shaped(value) for name, value in zip(names, values.unbind(0), strict=True)}
 
+    def kept(self) -> Tensor:
+        """Rows that are not ignored, of :attr:`shape`."""
+        if self.keep is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=self.head[0].device)
+        return self.keep.reshape(self.shape)
+
     def shaped(self, values: Tensor) -> Tensor:
         """Flat values ``(N, ...)`` masked and given the shape of rows."""
         trailing = values.shape[1:]
@@ -108,7 +114,7 @@ class HeadRows:
     ) -> Tensor:
         """Reduce the sum of coefficients x statistics, whose gradient is known before the statistics are.
 
-        The ``mean`` and ``sum`` form their gradients in the sweep that forms their value, where the backend can.
+        The ``mean`` and ``sum`` form their gradients together with their value, where the backend can.
 
         Args:
             coefficients: By statistic a number, or one for each row (of :attr:`shape`), class weights included.
@@ -122,12 +128,15 @@ class HeadRows:
         needs = [tensor is not None and tensor.requires_grad for tensor in (input, linear_weight, linear_bias)]
         whole = (
             statistics is None
-            and self.options.backend == "cpu"
+            and self.options.backend in ("cpu", "cuda")
             and self._ranks is None
             and reduction != "none"
             and torch.is_grad_enabled()
             and any(needs)
-            and cpu.may_see_whole_rows(tuple(coefficients), input, linear_weight, self.options)
+            and (
+                self.options.backend == "cuda"
+                or cpu.may_see_whole_rows(tuple(coefficients), input, linear_weight, self.options)
+            )
         )
         if not whole:
             values = self.statistics(*coefficients) if statistics is None else statistics
@@ -137,19 +146,16 @@ class HeadRows:
             ]
             return self.reduce(torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer)
         assert target is not None
-        assert self.keep is not None
         wide = cpu.wide_dtype(input)
-        share = self.keep.to(wide)
-        if self._sample_weight is not None:
-            share = torch.where(self.keep, self._sample_weight, 0.0)
+        share = input.new_ones(len(input), dtype=wide) if self._sample_weight is None else self._sample_weight
         divisor = normalizer
         if normalizer is None and reduction == "mean":
             divisor = self.divisor().sum()
         if divisor is not None:
             share = share / divisor
-        # Without kept rows 0 / 0 would reach the sweep; it belongs into the value alone.
-        share = torch.where(self.keep, share, 0.0)
-        upstream = torch.stack([share * _flat(c, self.keep, wide) for c in coefficients.values()])
+        if self.keep is not None:  # without kept rows 0 / 0 would reach the sweep; it belongs into the value alone
+            share = torch.where(self.keep, share, 0.0)
+        upstream = torch.stack([share * _flat(c, share) for c in coefficients.values()])
         total = ops.weighted_sum(
             tuple(coefficients), input, linear_weight, linear_bias, target, weight, upstream, needs, self.options
         )
@@ -162,11 +168,11 @@ class HeadRows:
 
     def divisor(self) -> Tensor:
         """What ``mean`` divides by, row by row ``(N,)``: class weight of the target x weight of the row."""
-        assert self.keep is not None
-        ones = torch.ones_like(self.keep, dtype=cpu.wide_dtype(self.head[0]))
-        weight = ones if self._target_weight is None else self._target_weight
+        input = self.head[0]
+        weight = self._target_weight
+        weight = input.new_ones(len(input), dtype=cpu.wide_dtype(input)) if weight is None else weight
         weight = weight if self._sample_weight is None else weight * self._sample_weight
-        return torch.where(self.keep, weight, 0.0)
+        return weight if self.keep is None else torch.where(self.keep, weight, 0.0)
 
     def reduce(
         self,
@@ -379,10 +385,11 @@ def head_rows(
     checks.check_class_vector("weight", weight, vocab)
     if target is not None:
         _check_target(target, input)
-        if checks.may_read_values(target):
-            checks.check_labels(target, vocab, ignore_index)
+    readable = target is not None and checks.may_read_values(target)
+    all_count = target is None or (readable and checks.check_labels(target, vocab, ignore_index))
     options = _options(
         input,
+        all_count=all_count,
         softcap=softcap,
         temperature=temperature,
         filter_eps=filter_eps,
@@ -408,13 +415,15 @@ def head_rows(
     keep = valid = label = place = target_weight = None
     if target is not None:
         target = target.reshape(-1)
-        keep = target != ignore_index
-        inside = (target >= 0) & (target < vocab)
-        valid = inside | ~keep
-        label = torch.where(inside & keep, target, 0).long()
+        here, label = None, target.long()
+        if not all_count:
+            keep = target != ignore_index
+            inside = (target >= 0) & (target < vocab)
+            here, valid = inside & keep, None if readable else inside | ~keep
+            label = torch.where(here, target, 0).long()
         target_weight = None if weight is None else weight.to(wide)[label]
         place = label if vocab_parallel is None else vocab_parallel.place(label)
-        place = torch.where(inside & keep, place, cpu.IGNORED)
+        place = place if here is None else torch.where(here, place, cpu.IGNORED)
     if vocab_parallel is not None:
         weight = None if weight is None else weight[vocab_parallel.columns]
     if isinstance(temperature, Tensor):
@@ -473,6 +482,7 @@ def _check_target(target: Tensor, input: Tensor) -> None:
 def _options(
     input: Tensor,
     *,
+    all_count: bool,
     softcap: float | None,
     temperature: Tensor | float,
     filter_eps: float | str | None,
@@ -517,6 +527,7 @@ def _options(
         deterministic=deterministic,
         block_rows=block_rows or 0,
         block_vocab=block_vocab or 0,
+        all_count=all_count,
     )
 
 
@@ -555,7 +566,8 @@ def _tensor(result: Any) -> Tensor:
     return result
 
 
-def _flat(coefficient: Tensor | float, keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """A coefficient as one number for each row ``(N,)``."""
-    tensor = torch.as_tensor(coefficient, dtype=dtype, device=keep.device)
-    return tensor.reshape(-1) if tensor.ndim else tensor.expand(keep.shape)
+def _flat(coefficient: Tensor | float, like: Tensor) -> Tensor | float:
+    """A coefficient as one number, or one for each row ``(N,)``."""
+    if not isinstance(coefficient, Tensor):
+        return coefficient
+    return coefficient.to(like.dtype).reshape(-1) if coefficient.ndim else coefficient.to(like)

@@ -54,7 +54,7 @@ def partials(
 ) -> Tensor:
     """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
     check_device("triton", input)
-    kept = kept_rows(target)
+    kept = kept_rows(target, options)
     num_rows, vocab = len(input) if kept is None else len(kept), len(linear_weight)
     blocks = _blocks(options, vocab)
     parts = _parts(num_rows, vocab, input)
@@ -101,7 +101,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``input``, ``linear_weight`` and ``linear_bias``, empty where not needed."""
     check_device("triton", input)
-    kept = kept_rows(target)
+    kept = kept_rows(target, options)
     num_rows, vocab, width = len(input) if kept is None else len(kept), len(linear_weight), input.shape[1]
     input, linear_weight = input.contiguous(), linear_weight.contiguous()
     needs_input, needs_weight, needs_bias = needs
@@ -173,9 +173,9 @@ def check_device(backend: str, input: Tensor) -> None:
         )
 
 
-def kept_rows(target: Tensor | None) -> Tensor | None:
+def kept_rows(target: Tensor | None, options: Options) -> Tensor | None:
     """Places of the rows that count, None where all do."""
-    if target is None or not bool((target == IGNORED).any()):
+    if target is None or options.all_count or not bool((target == IGNORED).any()):
         return None
     return (target != IGNORED).nonzero()[:, 0]
 

@@ -248,7 +248,7 @@ def see_products_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
 ):
-    """Add a tile of ready products ``(num_rows, columns)``, whose first column is ``first``, to what is kept of rows."""
+    """Add a tile of products ``(num_rows, columns)``, whose first column is ``first``, to what is kept of its rows."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_ok = row < num_rows
     label = tl.full((BLOCK_ROWS,), -1, dtype=tl.int64)
@@ -492,8 +492,10 @@ def gradient_of_products_kernel(
     tl.store(gradient_ptr + at, gradient.to(gradient_ptr.dtype.element_ty), mask=ok)
     if FILTER:
         # `x < eps` and not `x >= eps`: a NaN must reach the gradient.
-        dead = tl.min((softmax < filter_eps).to(tl.int32), axis=0)
-        tl.store(live_ptr + place, tl.full((BLOCK_VOCAB,), 1, dtype=tl.int8), mask=column_ok & (dead == 0))
+        alive = tl.where(softmax < filter_eps, 0, 1)
+        if tl.max(tl.max(alive, axis=1), axis=0) > 0:
+            live = column_ok & (tl.max(alive, axis=0) > 0)
+            tl.store(live_ptr + place, tl.full((BLOCK_VOCAB,), 1, dtype=tl.int8), mask=live)
 
 
 @triton.jit

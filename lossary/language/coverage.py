@@ -238,10 +238,9 @@ def linear_dco_loss(
         backend=backend,
         vocab_parallel=vocab_parallel,
     )
-    assert rows.keep is not None
     values, keep = _of_rows(
         rows.statistics("log_prob")["log_prob"],
-        rows.keep.reshape(rows.shape),
+        rows.kept(),
         N=N,
         normalize=normalize,
         segment=segment,

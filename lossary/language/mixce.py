@@ -227,10 +227,7 @@ def linear_mixce_loss(
         backend=backend,
         vocab_parallel=vocab_parallel,
     )
-    assert rows.keep is not None
-    loss = _mixed(
-        rows.statistics("log_prob")["log_prob"], rows.keep.reshape(rows.shape), mixing_ratio, weighting, segment, shift
-    )
+    loss = _mixed(rows.statistics("log_prob")["log_prob"], rows.kept(), mixing_ratio, weighting, segment, shift)
     return rows.reduce(rows.target_weight() * loss, reduction=reduction, normalizer=normalizer)
 
 

@@ -143,13 +143,13 @@ def test_no_logits_are_stored() -> None:
         return lambda: torch.autograd.backward(loss(**given), inputs=[given["input"], given["linear_weight"]])
 
     memory = memory_of(call(linear_cross_entropy), torch.device("cuda"))
-    assert memory.peak - memory.kept < rows * vocab * 2 / 4, "a quarter of the logits in bfloat16"
+    assert memory.peak - memory.kept < rows * vocab * 4 / 3, "a third of the logits in float32"
 
 
 def test_under_compile_and_autocast() -> None:
     tensors = problem(300, 1000, 96)
     arguments = [tensors[name] for name in ("input", "linear_weight", "target", "linear_bias")]
-    compiled = torch.compile(lambda *head: linear_head(*head)["log_prob"], fullgraph=True)
+    compiled = torch.compile(lambda *head: linear_head(*head, backend="cuda")["log_prob"], fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), linear_head(*arguments)["log_prob"])
     with torch.autocast("cuda", torch.bfloat16):
         low = linear_cross_entropy(*arguments)
