@@ -103,7 +103,7 @@ def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> bool:
     """
     if target.numel() == 0:
         return True
-    low, high = (int(end) for end in target.aminmax())
+    low, high = torch.stack(target.aminmax()).tolist()  # one wait for a GPU
     if low >= 0 and high < num_classes:
         return not (low <= ignore_index <= high and (target == ignore_index).any())
     wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)

@@ -1,9 +1,9 @@
 """The sweeps of :mod:`lossary.kernels.cpu` on a GPU: products by cuBLAS, all else of a tile by one Triton kernel.
 
 A tile's products are formed in float32 from inputs as they came, so that half precision runs at the speed of the
-tensor cores and is rounded once, where a gradient is multiplied. Columns of a tile whose softmax stays below
-``filter_eps`` are left out of its gradients. The target's own entry is no part of tiles: it is one row of the head for
-each row of input.
+tensor cores and is rounded once, where a gradient is multiplied. In large problems columns of a tile whose softmax
+stays below ``filter_eps`` are left out of its gradients; the target's own entry is then no part of tiles: it is one row
+of the head for each row of input. In small ones launches take the time, so that there are as few as can be.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from lossary.kernels import state
 from lossary.kernels.options import Options
 from lossary.kernels.state import OF_MOMENT, SPREAD, Coefficients, Partial
 from lossary.kernels.triton import INTERPRETED, check_device, kept_rows
-from lossary.kernels.triton_kernels import gradient_of_products_kernel, see_products_kernel
+from lossary.kernels.triton_kernels import (
+    gradient_of_products_kernel,
+    log_prob_rows_kernel,
+    see_products_kernel,
+)
 
 BLOCK_ROWS = 4096
-_TILE, _SMALL_TILE = 2**25, 2**22  # entries: at most, and of problems so small that launches are all they take
+_TILE, _SMALL_TILE = 2**26, 2**22  # entries: at most, and of problems so small that launches are all they take
+_WORK = 2**37  # products and sums that outlast the launches of a tile
 _WORTH_FILTERING = {2: 2**35, 4: 2**31}  # by bytes of an entry, products of a tile that outlast counting its columns
 _LABEL_ROWS = 1024
 
@@ -77,10 +82,24 @@ def value_and_gradients(
     check_device("cuda", input)
     tiles = _Tiles(names, input, linear_weight, linear_bias, target, weight, options)
     partial, given = tiles.sweep(), tiles.take(upstream)
-    of_target = None if weight is None or tiles.target is None else weight[tiles.target]
-    values = state.statistics(names, partial, of_target, True)
-    coefficients = state.coefficients(names, given, partial, of_target, True, options.temperature)
+    if tuple(names) == ("log_prob",):
+        values, coefficients = _of_log_prob(partial, given.contiguous(), options)
+    else:
+        of_target = None if weight is None or tiles.target is None else weight[tiles.target]
+        values = state.statistics(names, partial, of_target, True)
+        coefficients = state.coefficients(names, given, partial, of_target, True, options.temperature)
     return tiles.put_back(values), *tiles.gradients(coefficients, needs, input.dtype)
+
+
+def _of_log_prob(partial: Tensor, upstream: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Values ``(1, N)`` and coefficients ``(8, N)``."""
+    values, coefficients = torch.empty_like(upstream), torch.empty_like(partial)
+    num_rows, block = upstream.shape[1], 16 if INTERPRETED else 256
+    if num_rows:
+        log_prob_rows_kernel[(triton.cdiv(num_rows, block),)](
+            partial, upstream, values, coefficients, num_rows, 1 / options.temperature, BLOCK_ROWS=block
+        )
+    return values, coefficients
 
 
 class _Tiles:
@@ -104,7 +123,8 @@ class _Tiles:
         self._class_weight, self._options = weight, options
         self._block_rows = min(options.block_rows or BLOCK_ROWS, max(1, self.num_rows))
         vocab = max(1, len(linear_weight))
-        room = min(_TILE, max(_SMALL_TILE, self.num_rows * vocab // 4)) // self._block_rows
+        room = min(_TILE, _WORK // max(1, input.shape[1]), max(_SMALL_TILE, self.num_rows * vocab // 4))
+        room = room // self._block_rows
         self.num_columns = min(options.block_vocab or max(256, room // 256 * 256), vocab)
         self._products = self.input.new_empty(self._block_rows * self.num_columns, dtype=torch.float32)
         self._gradient = self.input.new_empty(0)
@@ -133,9 +153,11 @@ class _Tiles:
 
     def sweep(self) -> Tensor:
         """What is kept of each row that counts, over the whole vocabulary."""
-        partial = self.input.new_zeros(len(Partial._fields), self.num_rows, dtype=torch.float32)
-        for field in ("maximum", "target"):
-            partial[Partial._fields.index(field)] = -math.inf
+        shape = len(Partial._fields), self.num_rows
+        partial = self.input.new_empty(shape, dtype=torch.float32)
+        if not len(self.linear_weight):
+            partial.zero_()
+            partial[[Partial._fields.index("maximum"), Partial._fields.index("target")]] = -math.inf
         for columns in self.vocab_blocks():
             for rows in self.row_blocks():
                 self.see(rows, columns, partial)
@@ -147,33 +169,45 @@ class _Tiles:
         """Gradients of all rows of ``input`` and of the head, empty where not needed."""
         linear_weight, options = self.linear_weight, self._options
         needs_input, needs_weight, needs_bias = needs
-        d_input = coefficients.new_zeros(self.input.shape if needs_input else (0,))
+        d_input = coefficients.new_empty(self.input.shape if needs_input else (0,))
         d_weight = torch.empty_like(linear_weight if needs_weight else linear_weight[:0])
         d_bias = coefficients.new_zeros(len(linear_weight) if needs_bias else 0)
-        d_block = coefficients.new_empty(self.num_columns if needs_weight else 0, self.input.shape[1])
+        if not len(linear_weight) or not self.num_rows:
+            d_input.zero_()
+            d_weight.zero_()
+        # A block of the head that all rows see at once is summed by one product, and needs no room in float32.
+        whole = self.num_rows <= self._block_rows and d_weight.dtype == self.input.dtype and not self._filters
+        d_block = coefficients.new_empty(self.num_columns if needs_weight and not whole else 0, self.input.shape[1])
         of_tiles, size = self._scaled(coefficients)
         for columns in self.vocab_blocks():
-            d_columns = d_block[: columns.stop - columns.start].zero_()
+            d_columns = d_block[: columns.stop - columns.start]
             for rows in self.row_blocks():
+                first_columns, first_rows = columns.start == 0, rows.start == 0
                 gradient, live = self.gradient(rows, columns, of_tiles)
                 few = None if live is None else gradient[:, live]
                 if needs_input and few is not None and options.filter_input:
-                    _add_product(d_input[rows], few, self.weight(columns)[live])
+                    _add_product(d_input[rows], few, self.weight(columns)[live], first=first_columns)
                 elif needs_input:
-                    _add_product(d_input[rows], gradient, self.weight(columns))
-                if needs_weight and few is not None and live is not None and options.filter_weight:
+                    _add_product(d_input[rows], gradient, self.weight(columns), first=first_columns)
+                if needs_weight and whole:
+                    torch.mm(gradient.t(), self.input[rows], out=d_weight[columns])
+                elif needs_weight and few is not None and live is not None and options.filter_weight:
+                    d_columns = d_columns.zero_() if first_rows else d_columns
                     d_columns.index_add_(0, live, _product(few.t(), self.input[rows]))
                 elif needs_weight:
-                    _add_product(d_columns, gradient.t(), self.input[rows])
+                    _add_product(d_columns, gradient.t(), self.input[rows], first=first_rows)
                 if needs_bias:
                     d_bias[columns] += gradient.sum(0, dtype=torch.float32)
-            if needs_weight:
-                d_weight[columns] = d_columns if size is None else d_columns.mul_(size)
+            if size is not None and needs_weight:
+                (d_weight[columns] if whole else d_columns).mul_(size)
+            if needs_weight and not whole and self.num_rows:
+                d_weight[columns] = d_columns
         if size is not None:
             d_input.mul_(size)
             d_bias.mul_(size)
         self._products = self._gradient = d_block = self._products[:0]
-        self.add_labels(Coefficients(*coefficients.unbind(0)).target, d_input, d_weight, d_bias)
+        if self._filters:
+            self.add_labels(Coefficients(*coefficients.unbind(0)).target, d_input, d_weight, d_bias)
         if needs_input:
             d_input = self.put_back(d_input.to(dtype).t()).t()
         bias = linear_weight if self.linear_bias is None else self.linear_bias
@@ -213,6 +247,7 @@ class _Tiles:
             partial.stride(0),
             self._options.softcap or 1.0,
             1 / self._options.temperature,
+            FIRST=columns.start == 0,
             **self._switches,
             BLOCK_ROWS=block_rows,
             BLOCK_VOCAB=block_vocab,
@@ -295,9 +330,11 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(x, y, out_dtype=torch.float32, out=out)
 
 
-def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
-    """Add ``x @ y`` to a float32 ``total``."""
-    if x.dtype == torch.float32 or not x.is_cuda:
+def _add_product(total: Tensor, x: Tensor, y: Tensor, *, first: bool) -> None:
+    """Add ``x @ y`` to a float32 ``total``, or put it there if it is the ``first``."""
+    if first:
+        _product(x, y, total)
+    elif x.dtype == torch.float32 or not x.is_cuda:
         torch.addmm(total, x.float(), y.float(), out=total)
     else:
         torch.addmm(total, x, y, out_dtype=torch.float32, out=total)

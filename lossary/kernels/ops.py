@@ -301,7 +301,7 @@ class _WeightedSum(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         head = (input, linear_weight, linear_bias, target, weight)
         values, *gradients = _value_and_gradients_op(list(names), *head, upstream, list(needs), *options)
-        return torch.where(upstream == 0, 0.0, upstream * values).sum(), values, *gradients
+        return (upstream * values).masked_fill(upstream == 0, 0.0).sum(), values, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -146,25 +146,37 @@ class HeadRows:
             ]
             return self.reduce(torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer)
         assert target is not None
-        wide = cpu.wide_dtype(input)
-        share = input.new_ones(len(input), dtype=wide) if self._sample_weight is None else self._sample_weight
-        divisor = normalizer
-        if normalizer is None and reduction == "mean":
-            divisor = self.divisor().sum()
-        if divisor is not None:
-            share = share / divisor
-        if self.keep is not None:  # without kept rows 0 / 0 would reach the sweep; it belongs into the value alone
-            share = torch.where(self.keep, share, 0.0)
-        upstream = torch.stack([share * _flat(c, share) for c in coefficients.values()])
+        upstream, divisor = self._upstream(coefficients, reduction, normalizer)
         total = ops.weighted_sum(
             tuple(coefficients), input, linear_weight, linear_bias, target, weight, upstream, needs, self.options
         )
-        if normalizer is None and reduction == "mean":
-            assert isinstance(divisor, Tensor)
+        if isinstance(divisor, Tensor) and normalizer is None:
             total = total + torch.where(divisor == 0, math.nan, 0.0)
         if self._valid is not None:
             total = torch.where(self._valid.all(), total, math.nan)
         return total
+
+    def _upstream(
+        self, coefficients: Mapping[str, Tensor | float], reduction: Reduction, normalizer: Tensor | float | None
+    ) -> tuple[Tensor, Tensor | float | None]:
+        """The gradient ``(S, N)`` that will reach the statistics, and the divisor in it."""
+        input, wide = self.head[0], cpu.wide_dtype(self.head[0])
+        divisor = normalizer
+        if normalizer is None and reduction == "mean":
+            equal = self.keep is None and self._target_weight is None and self._sample_weight is None and len(input)
+            divisor = float(len(input)) if equal else self.divisor().sum()
+        if self.keep is None and self._sample_weight is None and not isinstance(divisor, Tensor):
+            numbers = [c for c in coefficients.values() if not isinstance(c, Tensor)]
+            if len(numbers) == len(coefficients):
+                ends = [number / (1.0 if divisor is None else divisor) for number in numbers]
+                row = input.new_full((1, len(input)), ends[0], dtype=wide)
+                return row if len(ends) == 1 else torch.cat([torch.full_like(row, end) for end in ends]), divisor
+        share = input.new_ones(len(input), dtype=wide) if self._sample_weight is None else self._sample_weight
+        if divisor is not None:
+            share = share / divisor
+        if self.keep is not None:  # without kept rows 0 / 0 would reach the sweep; it belongs into the value alone
+            share = torch.where(self.keep, share, 0.0)
+        return torch.stack([share * _flat(c, share) for c in coefficients.values()]), divisor
 
     def divisor(self) -> Tensor:
         """What ``mean`` divides by, row by row ``(N,)``: class weight of the target x weight of the row."""

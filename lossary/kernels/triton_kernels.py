@@ -214,16 +214,16 @@ def _see(
 
 
 @triton.jit
-def _store(out, stride, ok, maximum, total, moment, spread, weighted, number, mass, target):
-    """Keep the eight numbers of rows, in the order of state.Partial."""
-    tl.store(out, maximum, mask=ok)
-    tl.store(out + stride, total, mask=ok)
-    tl.store(out + 2 * stride, moment, mask=ok)
-    tl.store(out + 3 * stride, spread, mask=ok)
-    tl.store(out + 4 * stride, weighted, mask=ok)
-    tl.store(out + 5 * stride, number, mask=ok)
-    tl.store(out + 6 * stride, mass, mask=ok)
-    tl.store(out + 7 * stride, target, mask=ok)
+def _store(out, stride, ok, a, b, c, d, e, f, g, h):
+    """Keep eight numbers of each row, in the order of state.Partial or state.Coefficients."""
+    tl.store(out, a, mask=ok)
+    tl.store(out + stride, b, mask=ok)
+    tl.store(out + 2 * stride, c, mask=ok)
+    tl.store(out + 3 * stride, d, mask=ok)
+    tl.store(out + 4 * stride, e, mask=ok)
+    tl.store(out + 5 * stride, f, mask=ok)
+    tl.store(out + 6 * stride, g, mask=ok)
+    tl.store(out + 7 * stride, h, mask=ok)
 
 
 @triton.jit
@@ -239,6 +239,7 @@ def see_products_kernel(
     all_rows,
     softcap,
     scale,
+    FIRST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_TARGET: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
@@ -256,14 +257,23 @@ def see_products_kernel(
         label = tl.load(target_ptr + row, mask=row_ok, other=-1)
     at = partial_ptr + row
     products = product_ptr + row.to(tl.int64) * columns
-    maximum = tl.load(at, mask=row_ok, other=0.0)
-    total = tl.load(at + all_rows, mask=row_ok, other=0.0)
-    moment = tl.load(at + 2 * all_rows, mask=row_ok, other=0.0)
-    spread = tl.load(at + 3 * all_rows, mask=row_ok, other=0.0)
-    weighted = tl.load(at + 4 * all_rows, mask=row_ok, other=0.0)
-    number = tl.load(at + 5 * all_rows, mask=row_ok, other=0.0)
-    mass = tl.load(at + 6 * all_rows, mask=row_ok, other=0.0)
-    target = tl.load(at + 7 * all_rows, mask=row_ok, other=0.0)
+    maximum = tl.full((BLOCK_ROWS,), -float("inf"), dtype=tl.float32)
+    target = tl.full((BLOCK_ROWS,), -float("inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    moment = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    spread = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    number = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    mass = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    if FIRST == 0:
+        maximum = tl.load(at, mask=row_ok, other=0.0)
+        total = tl.load(at + all_rows, mask=row_ok, other=0.0)
+        moment = tl.load(at + 2 * all_rows, mask=row_ok, other=0.0)
+        spread = tl.load(at + 3 * all_rows, mask=row_ok, other=0.0)
+        weighted = tl.load(at + 4 * all_rows, mask=row_ok, other=0.0)
+        number = tl.load(at + 5 * all_rows, mask=row_ok, other=0.0)
+        mass = tl.load(at + 6 * all_rows, mask=row_ok, other=0.0)
+        target = tl.load(at + 7 * all_rows, mask=row_ok, other=0.0)
     for start in range(0, columns, BLOCK_VOCAB):
         place = start + tl.arange(0, BLOCK_VOCAB)
         column = (first + place).to(tl.int64)
@@ -296,6 +306,58 @@ def see_products_kernel(
             z = _capped(z, softcap)
         target = tl.where(here, z * scale, target)
     _store(at, all_rows, row_ok, maximum, total, moment, spread, weighted, number, mass, target)
+
+
+@triton.jit
+def log_prob_rows_kernel(
+    partial_ptr,
+    upstream_ptr,
+    value_ptr,
+    coefficient_ptr,
+    num_rows,
+    scale,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """What :mod:`lossary.kernels.state` makes of partials where ``log_prob`` alone is asked for, in one launch."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    ok = row < num_rows
+    maximum = tl.load(partial_ptr + row, mask=ok, other=0.0)
+    total = tl.load(partial_ptr + num_rows + row, mask=ok, other=1.0)
+    target = tl.load(partial_ptr + 7 * num_rows + row, mask=ok, other=0.0)
+    g = tl.load(upstream_ptr + row, mask=ok, other=0.0)
+    log_total = tl.log(total)
+    gap = (target - maximum) - log_total
+    # log1p(u) as 2 atanh(u / (2 + u)), whose series is exact where the device's logarithm is not: near 1
+    u = tl.exp(-tl.abs(gap))
+    s = u / (2.0 + u)
+    q = s * s
+    series = 1.0 / 13 + q / 15
+    series = 1.0 / 11 + q * series
+    series = 1.0 / 9 + q * series
+    series = 1.0 / 7 + q * series
+    series = 1.0 / 5 + q * series
+    series = 1.0 / 3 + q * series
+    log1p = 2.0 * s * (1.0 + q * series)
+    log_prob = tl.minimum(gap, 0.0) - log1p
+    log_miss = tl.minimum(-gap, 0.0) - log1p
+    miss = tl.exp(log_miss)
+    probability = tl.where(total == 0, 0.0, tl.exp(log_miss - log_total))
+    zero = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    maximum = tl.where(maximum == -float("inf"), 0.0, maximum)
+    tl.store(value_ptr + row, log_prob, mask=ok)
+    _store(
+        coefficient_ptr + row,
+        num_rows,
+        ok,
+        maximum,
+        -g * probability * scale,
+        zero,
+        g * miss * scale,
+        zero,
+        zero,
+        probability,
+        miss,
+    )
 
 
 @triton.jit
@@ -455,9 +517,10 @@ def gradient_of_products_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
 ):
-    """From a tile of ready products the gradient of its logits before the cap, the label's ``target`` left out.
+    """From a tile of ready products the gradient of its logits before the cap.
 
-    With FILTER also which columns have a softmax that reaches ``filter_eps``, the label's aside.
+    With FILTER the label's ``target`` is left out, and told is which columns' softmax reaches ``filter_eps``, the
+    label's aside.
     """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     place = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
@@ -485,7 +548,7 @@ def gradient_of_products_kernel(
         HAS_CAP,
         MOMENT,
         SPREAD,
-        False,
+        FILTER == 0,
         BLOCK_ROWS,
         BLOCK_VOCAB,
     )

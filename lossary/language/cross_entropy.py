@@ -143,7 +143,7 @@ def linear_cross_entropy(
         vocab_parallel=vocab_parallel,
         **({"filter_eps": filter_eps} | PRESETS.get(preset or "", {})),
     )
-    factor = rows.target_weight()
+    factor: Tensor | float = 1.0 if weight is None else rows.target_weight()
     spread: Tensor | float = label_smoothing
     if token_weight is not None:
         check_shape("token_weight", token_weight, target.shape, "a factor for each token")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lossary.kernels import STATISTICS, linear_head
+from lossary.language import linear_cross_entropy
 
 ROWS, VOCAB, WIDTH = 37, 41, 35  # three blocks of 16 along each axis, none of them even
 
@@ -104,7 +105,30 @@ def half() -> None:
         compare(tensors, ("log_prob", "entropy"), 2 * rtol, 4 * rtol, kahan=True)
 
 
+def reduced() -> None:
+    """The mean, whose gradients are formed together with it."""
+    tensors = problem(3, torch.float32)
+    del tensors["weight"]
+    tensors["input"] = torch.linspace(0.1, 20.0, ROWS).unsqueeze(1) * tensors["input"]  # from flat to certain
+    some_ignored = {**tensors, "target": tensors["target"].where(torch.arange(ROWS) % 5 > 0, -100)}
+    for given in (tensors, some_ignored):
+        for options in ({}, {"label_smoothing": 0.1, "z_loss_weight": 0.01}, {"softcap": 3.0, "temperature": 0.7}):
+            exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+            found = []
+            tiles = {**TILES, "filter_eps": None}
+            for head, backend in ((given, tiles), (given, {"backend": "cuda"}), (exact, {"backend": "reference"})):
+                leaves = [name for name, tensor in head.items() if tensor.is_floating_point()]
+                head = {**head, **{name: head[name].clone().requires_grad_() for name in leaves}}
+                loss = linear_cross_entropy(**head, **options, **backend)
+                found.append([loss, *torch.autograd.grad(3 * loss, [head[name] for name in leaves])])
+            for mine in found[:2]:
+                for one, wanted in zip(mine, found[2], strict=True):
+                    torch.testing.assert_close(one.double(), wanted, rtol=1e-4, atol=1e-4)
+            print("compared the mean", options)
+
+
 if __name__ == "__main__":
     statistics()
+    reduced()
     options()
     half()
