@@ -332,7 +332,9 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor, *, first: bool) -> None:
     """Add ``x @ y`` to a float32 ``total``, or put it there if it is the ``first``."""
-    if first:
+    if first and not x.shape[1]:
+        total.zero_()
+    elif first:
         _product(x, y, total)
     elif x.dtype == torch.float32 or not x.is_cuda:
         torch.addmm(total, x.float(), y.float(), out=total)

@@ -143,7 +143,7 @@ def test_no_logits_are_stored() -> None:
         return lambda: torch.autograd.backward(loss(**given), inputs=[given["input"], given["linear_weight"]])
 
     memory = memory_of(call(linear_cross_entropy), torch.device("cuda"))
-    assert memory.peak - memory.kept < rows * vocab * 4 / 3, "a third of the logits in float32"
+    assert memory.peak - memory.kept < rows * vocab * 4 / 2, "half of the logits in float32"
 
 
 def test_under_compile_and_autocast() -> None:
