@@ -176,7 +176,7 @@ class _Tiles:
             d_input.zero_()
             d_weight.zero_()
         # A block of the head that all rows see at once is summed by one product, and needs no room in float32.
-        whole = self.num_rows <= self._block_rows and d_weight.dtype == self.input.dtype and not self._filters
+        whole = self.num_rows <= self._block_rows and d_weight.dtype == self.input.dtype
         d_block = coefficients.new_empty(self.num_columns if needs_weight and not whole else 0, self.input.shape[1])
         of_tiles, size = self._scaled(coefficients)
         for columns in self.vocab_blocks():
@@ -189,7 +189,9 @@ class _Tiles:
                     _add_product(d_input[rows], few, self.weight(columns)[live], first=first_columns)
                 elif needs_input:
                     _add_product(d_input[rows], gradient, self.weight(columns), first=first_columns)
-                if needs_weight and whole:
+                if needs_weight and whole and live is not None and few is not None and options.filter_weight:
+                    d_weight[columns].zero_().index_copy_(0, live, torch.mm(few.t(), self.input[rows]))
+                elif needs_weight and whole:
                     torch.mm(gradient.t(), self.input[rows], out=d_weight[columns])
                 elif needs_weight and few is not None and live is not None and options.filter_weight:
                     d_columns = d_columns.zero_() if first_rows else d_columns

@@ -92,6 +92,11 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
 _HEAD = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor? target, Tensor? weight"
 
 
+def _device_of(tensor: Tensor) -> Any:
+    """Triton launches on the current device."""
+    return _untyped(torch.cuda.device_of)(tensor)
+
+
 def _backend(options: Options) -> Any:
     if options.backend == "triton":
         from lossary.kernels import triton
@@ -106,7 +111,7 @@ def _backend(options: Options) -> Any:
 
 def _partials(names: list[str], *rest: Any) -> Tensor:
     options = Options(*rest[5:])
-    with torch.cuda.device_of(rest[0]):  # Triton launches on the current device
+    with _device_of(rest[0]):
         result: Tensor = _backend(options).partials(names, *rest[:5], options)
     return result
 
@@ -117,7 +122,7 @@ def _fake_partials(names: list[str], input: Tensor, *rest: Any) -> Tensor:
 
 def _gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(*rest[7:])
-    with torch.cuda.device_of(rest[0]):
+    with _device_of(rest[0]):
         result: tuple[Tensor, Tensor, Tensor] = _backend(options).gradients(names, *rest[:7], options)
     return result
 
@@ -144,7 +149,7 @@ def _fake_gradients(
 def _value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = Options(*rest[7:])
     result: tuple[Tensor, Tensor, Tensor, Tensor]
-    with torch.cuda.device_of(rest[0]):
+    with _device_of(rest[0]):
         result = _backend(options).value_and_gradients(names, *rest[:7], options)
     return result
 

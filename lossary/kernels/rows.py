@@ -141,7 +141,10 @@ class HeadRows:
         if not whole:
             values = self.statistics(*coefficients) if statistics is None else statistics
             terms = [
-                product(torch.as_tensor(c, dtype=values[name].dtype).expand_as(values[name]), values[name])
+                product(
+                    torch.as_tensor(c, dtype=values[name].dtype, device=input.device).expand_as(values[name]),
+                    values[name],
+                )
                 for name, c in coefficients.items()
             ]
             return self.reduce(torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer)

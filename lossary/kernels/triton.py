@@ -1,6 +1,8 @@
-"""The sweeps of :mod:`lossary.kernels.cpu` by Triton kernels. Tested under Triton's interpreter; not run on a GPU yet.
+"""The sweeps of :mod:`lossary.kernels.cpu` by Triton kernels that form the products, too.
 
-``TRITON_INTERPRET=1``, set before the first import, runs the kernels on the CPU.
+They are slower than the tiles of :mod:`lossary.kernels.cuda` and sum the head's whole gradient in float32, but know
+Kahan's compensation and sums of a fixed order. ``TRITON_INTERPRET=1``, set before the first import, runs the kernels of
+both backends on the CPU.
 """
 
 from __future__ import annotations

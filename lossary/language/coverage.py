@@ -16,7 +16,7 @@ from lossary.core.values import reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
 from lossary.language.segments import segment_index, segment_sums
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 Normalize = Literal["none", "tokens"]
 
 

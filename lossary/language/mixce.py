@@ -17,7 +17,7 @@ from lossary.core.values import like_first, reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
 from lossary.language.segments import segment_index, segment_sums
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 Weighting = Literal["token", "sequence"]
 
 _CONSTANT = {"gradcheck": "the probability that weighs is a constant to the gradient; tested in closed form."}

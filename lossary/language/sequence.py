@@ -69,7 +69,7 @@ def linear_sequence_logps(
     average: bool = False,
     softcap: float | None = None,
     temperature: float = 1.0,
-    backend: Literal["auto", "reference", "cpu", "triton"] = "auto",
+    backend: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto",
     vocab_parallel: VocabParallel | None = None,
 ) -> Tensor:
     r"""Log-probability of each sequence under a linear head that never stores its logits.

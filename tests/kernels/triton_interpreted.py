@@ -78,7 +78,8 @@ def options() -> None:
     compare(tensors, names, 1e-4, 1e-4, block_rows=32, block_vocab=16)
     confident = {**tensors, "input": 3 * tensors["linear_weight"][tensors["target"]]}
     exact = run(confident, ("log_prob",), backend="triton", filter_eps=None)[1]
-    for backend in ({"backend": "triton"}, {"backend": "triton", "deterministic": True}, TILES):
+    fused = ({"backend": "triton"}, {"backend": "triton", "deterministic": True})
+    for backend in (*fused, TILES, {**TILES, "block_rows": 64}):
         some = run(confident, ("log_prob",), filter_eps=1e-3, **backend)[1]
         assert any(not torch.equal(one, other) for one, other in zip(exact, some, strict=True)), "nothing was filtered"
         for one, other in zip(exact, some, strict=True):
