@@ -1,6 +1,7 @@
 """Every objective that has a form on the linear head beside its own form on logits: time and memory.
 
     python benchmarks/linear_forms.py [--tokens 1024 --width 256 --vocab 32768] [--rounds 5] [--names dco mixce]
+    python benchmarks/linear_forms.py --device cuda --dtype bfloat16 --tokens 8192 --width 2304
 
 The form on logits is given ``F.linear``'s, so that both start from hidden states and a head. Both take turns, forward
 and backward, with TRL's functions where it has the same (log-probabilities of sequences) and Liger's on a GPU; the best
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import json
 import time
@@ -50,16 +52,17 @@ class Data:
 
 
 def make_data(tokens: int, vocab: int, generator: torch.Generator) -> Data:
-    target = torch.randint(vocab, (SEQUENCES, tokens // SEQUENCES), generator=generator)
-    values = torch.full((vocab,), torch.nan)
+    device = generator.device
+    target = torch.randint(vocab, (SEQUENCES, tokens // SEQUENCES), generator=generator, device=device)
+    values = torch.full((vocab,), torch.nan, device=device)
     values[:110] = torch.arange(110.0)
     target[:, ::4] %= 110  # every fourth token is a number
     return Data(
         target,
         values,
-        1 / torch.arange(1.0, vocab + 1),
-        torch.rand(SEQUENCES, generator=generator),
-        torch.arange(SEQUENCES) % 2 == 0,
+        1 / torch.arange(1.0, vocab + 1, device=device),
+        torch.rand(SEQUENCES, generator=generator, device=device),
+        torch.arange(SEQUENCES, device=device) % 2 == 0,
     )
 
 
@@ -172,10 +175,15 @@ def measure(
             if turn or not rounds:
                 results[name].seconds = min(results[name].seconds, seconds)
     for name, call in calls.items():
-        memory = memory_of(lambda call=call: call(input, head).backward())
+        memory = memory_of(lambda call=call: call(input, head).backward(), input.device)
         results[name].memory = memory.peak - memory.kept
         input.grad = head.grad = None
     return results
+
+
+def synchronized() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
@@ -187,14 +195,19 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", help="only these objectives")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="CPU time over threads, on a machine that is not quiet")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, help="where to keep the numbers as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = (lambda: time.process_time() / options.threads) if options.cpu_time else time.perf_counter
-    generator = torch.Generator().manual_seed(0)
-    shape = (SEQUENCES, options.tokens // SEQUENCES, options.width)
-    input = torch.randn(shape, generator=generator).requires_grad_()
-    head = (torch.randn(options.vocab, options.width, generator=generator) / options.width**0.5).requires_grad_()
+    if options.device == "cuda":
+        clock = synchronized
+    generator = torch.Generator(options.device).manual_seed(0)
+    draw = functools.partial(torch.randn, generator=generator, device=options.device)
+    dtype = getattr(torch, options.dtype)
+    input = draw(SEQUENCES, options.tokens // SEQUENCES, options.width).to(dtype).requires_grad_()
+    head = (draw(options.vocab, options.width) / options.width**0.5).to(dtype).requires_grad_()
     table = rich.table.Table(title=f"{options.tokens} tokens, width {options.width}, vocabulary {options.vocab:,}")
     for column in ("", "seconds", "x logits", "memory", "x logits", "value"):
         table.add_column(column, justify="left" if not column else "right")
@@ -208,7 +221,7 @@ def main() -> None:
         for form, result in results.items():
             table.add_row(
                 f"{name}, {form}",
-                f"{result.seconds:.3f}",
+                f"{result.seconds:.4f}",
                 f"{result.seconds / base.seconds:.2f}",
                 f"{result.memory / 2**20:.0f} MiB",
                 f"1/{base.memory / max(result.memory, 1):.1f}",

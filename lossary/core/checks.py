@@ -96,8 +96,16 @@ def check_class_vector(name: str, vector: Tensor | None, num_classes: int) -> No
     check_shape(name, vector, (num_classes,), "one number for each class of input's class axis")
 
 
-def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise ValueError if a label lies outside [0, num_classes) and is not ``ignore_index``; reads values."""
+def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Whether every label lies in [0, num_classes) and none is ``ignore_index``; reads values.
+
+    Raises ValueError if a label lies outside and is not ``ignore_index``.
+    """
+    if target.numel() == 0:
+        return True
+    low, high = torch.stack(target.aminmax()).tolist()  # one wait for a GPU
+    if low >= 0 and high < num_classes:
+        return not (low <= ignore_index <= high and (target == ignore_index).any())
     wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if wrong.any():
         label = int(target[wrong].flatten()[0])
@@ -105,6 +113,7 @@ def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
             f"target contains {label}; wanted class indices from 0 to {num_classes - 1} "
             f"(input has {num_classes} classes) or ignore_index={ignore_index}."
         )
+    return False
 
 
 def check_indices(name: str, index: Tensor, size: int) -> None:

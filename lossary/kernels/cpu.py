@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lossary.kernels import state
 from lossary.kernels.options import Options
-from lossary.kernels.state import OF_MOMENT, Coefficients, Partial
+from lossary.kernels.state import OF_MOMENT, SPREAD, Coefficients, Partial
 
 IGNORED, ELSEWHERE = -2, -1  # labels of rows that count for nothing, and of rows whose target another rank holds
 
@@ -65,11 +65,17 @@ class Head(NamedTuple):
 
 
 def prepare(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor | None, weight: Tensor | None
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor | None,
+    weight: Tensor | None,
+    *,
+    all_count: bool = False,
 ) -> Head:
     """Take ignored rows out and widen what is small."""
     num_rows, kept = input.shape[0], None
-    if target is not None and bool((target == IGNORED).any()):
+    if target is not None and not all_count and bool((target == IGNORED).any()):
         kept = (target != IGNORED).nonzero()[:, 0]
         input, target = input.index_select(0, kept), target.index_select(0, kept)
     wide = wide_dtype(input)
@@ -99,7 +105,7 @@ def partials(
     options: Options,
 ) -> Tensor:
     """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
-    head = prepare(input, linear_weight, linear_bias, target, weight)
+    head = prepare(input, linear_weight, linear_bias, target, weight, all_count=options.all_count)
     return head.put_back(sweep(names, head, options), 1)
 
 
@@ -127,7 +133,7 @@ def gradients(
         needs: Which of the three are wanted.
         options: Options.
     """
-    head = prepare(input, linear_weight, linear_bias, target, weight)
+    head = prepare(input, linear_weight, linear_bias, target, weight, all_count=options.all_count)
     tiles = Tiles(head, options)
     needs_input, needs_weight, needs_bias = needs
     coefficients = head.take(coefficients)
@@ -205,7 +211,7 @@ def value_and_gradients(
     the chunk itself, a scales rows of the products, and the other three terms are matrices of rank one or with one
     entry a row: none costs a pass over the chunk.
     """
-    head = prepare(input, linear_weight, linear_bias, target, weight)
+    head = prepare(input, linear_weight, linear_bias, target, weight, all_count=options.all_count)
     assert head.target is not None
     num_rows, vocab = len(head.input), len(linear_weight)
     needs_input, needs_weight, needs_bias = needs
@@ -432,7 +438,7 @@ def _partial_of_tile(names: Sequence[str], tiles: Tiles, rows: slice, columns: s
     z.sub_(torch.where(maximum == -math.inf, 0.0, maximum).unsqueeze(1))
     total = weighted = moment = zero
     count, mass = z.shape[1] - here, zero
-    if "mean_log_prob" in names or "weighted_mean_log_prob" in names:
+    if SPREAD.intersection(names):
         others = z if head.target is None else z.scatter(1, label, torch.where(inside, 0.0, z.gather(1, label)))
         total = others.sum(1)
         if "weighted_mean_log_prob" in names:
@@ -465,7 +471,7 @@ def _gradient_of_tile(
         z.scatter_(1, label, torch.where(inside, -math.inf, z.gather(1, label)))
     z.sub_(row.maximum)
     live = None
-    spread = {"mean_log_prob", "weighted_mean_log_prob"}.intersection(names)
+    spread = SPREAD.intersection(names)
     if OF_MOMENT.intersection(names):
         p = torch.exp(z, out=tiles.buffer("p", rows, columns))
         gradient = z.clamp_(min=-1e30).mul_(row.slope).add_(row.constant).mul_(p)

@@ -79,8 +79,9 @@ def linear_head(
         filter_input: Whether that holds for the gradient of ``input``.
         filter_weight: Whether that holds for the gradient of the head.
         kahan: Sum gradients in the storage dtype with a compensation for what rounding loses, not in float32.
-        backend: ``cpu`` are tiles in plain PyTorch, on any device; ``triton`` needs a GPU and has not been run on one;
-            ``reference`` stores the logits and has every kind of derivative; ``auto`` chooses by the device.
+        backend: ``cpu`` are tiles in plain PyTorch, on any device. On a GPU ``cuda`` are tiles whose products are
+            cuBLAS's, and ``triton`` forms the products in its kernels too, which is slower but knows ``kahan`` and
+            ``deterministic``. ``reference`` stores the logits and has every kind of derivative; ``auto`` chooses.
         deterministic: Only sums whose order is fixed. The CPU's always is.
         block_rows: Rows of a tile; by default the backend's choice.
         block_vocab: Vocabulary entries of a tile; by default the backend's choice.

@@ -92,17 +92,27 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
 _HEAD = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor? target, Tensor? weight"
 
 
+def _device_of(tensor: Tensor) -> Any:
+    """Triton launches on the current device."""
+    return _untyped(torch.cuda.device_of)(tensor)
+
+
 def _backend(options: Options) -> Any:
     if options.backend == "triton":
         from lossary.kernels import triton
 
         return triton
+    if options.backend == "cuda":
+        from lossary.kernels import cuda
+
+        return cuda
     return cpu
 
 
 def _partials(names: list[str], *rest: Any) -> Tensor:
     options = Options(*rest[5:])
-    result: Tensor = _backend(options).partials(names, *rest[:5], options)
+    with _device_of(rest[0]):
+        result: Tensor = _backend(options).partials(names, *rest[:5], options)
     return result
 
 
@@ -112,7 +122,8 @@ def _fake_partials(names: list[str], input: Tensor, *rest: Any) -> Tensor:
 
 def _gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     options = Options(*rest[7:])
-    result: tuple[Tensor, Tensor, Tensor] = _backend(options).gradients(names, *rest[:7], options)
+    with _device_of(rest[0]):
+        result: tuple[Tensor, Tensor, Tensor] = _backend(options).gradients(names, *rest[:7], options)
     return result
 
 
@@ -136,8 +147,10 @@ def _fake_gradients(
 
 
 def _value_and_gradients(names: list[str], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = Options(*rest[7:])
     result: tuple[Tensor, Tensor, Tensor, Tensor]
-    result = _untyped(cpu.value_and_gradients)(names, *rest[:7], Options(*rest[7:]))
+    with _device_of(rest[0]):
+        result = _backend(options).value_and_gradients(names, *rest[:7], options)
     return result
 
 
@@ -293,7 +306,7 @@ class _WeightedSum(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         head = (input, linear_weight, linear_bias, target, weight)
         values, *gradients = _value_and_gradients_op(list(names), *head, upstream, list(needs), *options)
-        return torch.where(upstream == 0, 0.0, upstream * values).sum(), values, *gradients
+        return (upstream * values).masked_fill(upstream == 0, 0.0).sum(), values, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -316,7 +329,7 @@ class _WeightedSum(torch.autograd.Function):
         d_upstream = gradient * values if ctx.needs_input_grad[5] else None
         if ctx.held is not None and not torch.is_grad_enabled():
             gradients, ctx.held = ctx.held, None
-            if gradient.device.type != "cpu" or gradient != 1:
+            if gradient != 1:  # on a GPU too looking costs less than a pass over the head's gradient
                 gradients = tuple(tensor.mul_(gradient.to(tensor.dtype)) for tensor in gradients)
         elif ctx.held is not None or len(ctx.saved_tensors) > 7:
             gradients = _untyped(_Scaled).apply(gradient, *head[:3], *(ctx.held or ctx.saved_tensors[7:]))

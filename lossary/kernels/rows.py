@@ -27,7 +27,7 @@ from lossary.kernels.state import OF_TARGET, STATISTICS
 if TYPE_CHECKING:
     from lossary.kernels.vocab_parallel import VocabParallel
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 
 
 class HeadRows:
@@ -90,6 +90,12 @@ class HeadRows:
             values = ops.statistics(names, *self.head, self._target_weight, self.options, self._ranks)
         return {name: self.shaped(value) for name, value in zip(names, values.unbind(0), strict=True)}
 
+    def kept(self) -> Tensor:
+        """Rows that are not ignored, of :attr:`shape`."""
+        if self.keep is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=self.head[0].device)
+        return self.keep.reshape(self.shape)
+
     def shaped(self, values: Tensor) -> Tensor:
         """Flat values ``(N, ...)`` masked and given the shape of rows."""
         trailing = values.shape[1:]
@@ -108,7 +114,7 @@ class HeadRows:
     ) -> Tensor:
         """Reduce the sum of coefficients x statistics, whose gradient is known before the statistics are.
 
-        The ``mean`` and ``sum`` form their gradients in the sweep that forms their value, where the backend can.
+        The ``mean`` and ``sum`` form their gradients together with their value, where the backend can.
 
         Args:
             coefficients: By statistic a number, or one for each row (of :attr:`shape`), class weights included.
@@ -122,51 +128,66 @@ class HeadRows:
         needs = [tensor is not None and tensor.requires_grad for tensor in (input, linear_weight, linear_bias)]
         whole = (
             statistics is None
-            and self.options.backend == "cpu"
+            and self.options.backend in ("cpu", "cuda")
             and self._ranks is None
             and reduction != "none"
             and torch.is_grad_enabled()
             and any(needs)
-            and cpu.may_see_whole_rows(tuple(coefficients), input, linear_weight, self.options)
+            and (
+                self.options.backend == "cuda"
+                or cpu.may_see_whole_rows(tuple(coefficients), input, linear_weight, self.options)
+            )
         )
         if not whole:
             values = self.statistics(*coefficients) if statistics is None else statistics
             terms = [
-                product(torch.as_tensor(c, dtype=values[name].dtype).expand_as(values[name]), values[name])
+                product(
+                    torch.as_tensor(c, dtype=values[name].dtype, device=input.device).expand_as(values[name]),
+                    values[name],
+                )
                 for name, c in coefficients.items()
             ]
             return self.reduce(torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer)
         assert target is not None
-        assert self.keep is not None
-        wide = cpu.wide_dtype(input)
-        share = self.keep.to(wide)
-        if self._sample_weight is not None:
-            share = torch.where(self.keep, self._sample_weight, 0.0)
-        divisor = normalizer
-        if normalizer is None and reduction == "mean":
-            divisor = self.divisor().sum()
-        if divisor is not None:
-            share = share / divisor
-        # Without kept rows 0 / 0 would reach the sweep; it belongs into the value alone.
-        share = torch.where(self.keep, share, 0.0)
-        upstream = torch.stack([share * _flat(c, self.keep, wide) for c in coefficients.values()])
+        upstream, divisor = self._upstream(coefficients, reduction, normalizer)
         total = ops.weighted_sum(
             tuple(coefficients), input, linear_weight, linear_bias, target, weight, upstream, needs, self.options
         )
-        if normalizer is None and reduction == "mean":
-            assert isinstance(divisor, Tensor)
+        if isinstance(divisor, Tensor) and normalizer is None:
             total = total + torch.where(divisor == 0, math.nan, 0.0)
         if self._valid is not None:
             total = torch.where(self._valid.all(), total, math.nan)
         return total
 
+    def _upstream(
+        self, coefficients: Mapping[str, Tensor | float], reduction: Reduction, normalizer: Tensor | float | None
+    ) -> tuple[Tensor, Tensor | float | None]:
+        """The gradient ``(S, N)`` that will reach the statistics, and the divisor in it."""
+        input, wide = self.head[0], cpu.wide_dtype(self.head[0])
+        divisor = normalizer
+        if normalizer is None and reduction == "mean":
+            equal = self.keep is None and self._target_weight is None and self._sample_weight is None and len(input)
+            divisor = float(len(input)) if equal else self.divisor().sum()
+        if self.keep is None and self._sample_weight is None and not isinstance(divisor, Tensor):
+            numbers = [c for c in coefficients.values() if not isinstance(c, Tensor)]
+            if len(numbers) == len(coefficients):
+                ends = [number / (1.0 if divisor is None else divisor) for number in numbers]
+                row = input.new_full((1, len(input)), ends[0], dtype=wide)
+                return row if len(ends) == 1 else torch.cat([torch.full_like(row, end) for end in ends]), divisor
+        share = input.new_ones(len(input), dtype=wide) if self._sample_weight is None else self._sample_weight
+        if divisor is not None:
+            share = share / divisor
+        if self.keep is not None:  # without kept rows 0 / 0 would reach the sweep; it belongs into the value alone
+            share = torch.where(self.keep, share, 0.0)
+        return torch.stack([share * _flat(c, share) for c in coefficients.values()]), divisor
+
     def divisor(self) -> Tensor:
         """What ``mean`` divides by, row by row ``(N,)``: class weight of the target x weight of the row."""
-        assert self.keep is not None
-        ones = torch.ones_like(self.keep, dtype=cpu.wide_dtype(self.head[0]))
-        weight = ones if self._target_weight is None else self._target_weight
+        input = self.head[0]
+        weight = self._target_weight
+        weight = input.new_ones(len(input), dtype=cpu.wide_dtype(input)) if weight is None else weight
         weight = weight if self._sample_weight is None else weight * self._sample_weight
-        return torch.where(self.keep, weight, 0.0)
+        return weight if self.keep is None else torch.where(self.keep, weight, 0.0)
 
     def reduce(
         self,
@@ -356,7 +377,7 @@ def head_rows(
         filter_weight: Whether that holds for the gradient of the head.
         kahan: Sum gradients in the storage dtype with a compensation, not in float32.
         deterministic: Refuse sums whose order may vary.
-        backend: ``auto``, ``reference``, ``cpu`` or ``triton``.
+        backend: ``auto``, ``reference``, ``cpu``, ``cuda`` or ``triton``.
         block_rows: Rows of a tile.
         block_vocab: Vocabulary entries of a tile.
         vocab_parallel: Where this rank's part of the vocabulary lies.
@@ -379,10 +400,11 @@ def head_rows(
     checks.check_class_vector("weight", weight, vocab)
     if target is not None:
         _check_target(target, input)
-        if checks.may_read_values(target):
-            checks.check_labels(target, vocab, ignore_index)
+    readable = target is not None and checks.may_read_values(target)
+    all_count = target is None or (readable and checks.check_labels(target, vocab, ignore_index))
     options = _options(
         input,
+        all_count=all_count,
         softcap=softcap,
         temperature=temperature,
         filter_eps=filter_eps,
@@ -408,13 +430,15 @@ def head_rows(
     keep = valid = label = place = target_weight = None
     if target is not None:
         target = target.reshape(-1)
-        keep = target != ignore_index
-        inside = (target >= 0) & (target < vocab)
-        valid = inside | ~keep
-        label = torch.where(inside & keep, target, 0).long()
+        here, label = None, target.long()
+        if not all_count:
+            keep = target != ignore_index
+            inside = (target >= 0) & (target < vocab)
+            here, valid = inside & keep, None if readable else inside | ~keep
+            label = torch.where(here, target, 0).long()
         target_weight = None if weight is None else weight.to(wide)[label]
         place = label if vocab_parallel is None else vocab_parallel.place(label)
-        place = torch.where(inside & keep, place, cpu.IGNORED)
+        place = place if here is None else torch.where(here, place, cpu.IGNORED)
     if vocab_parallel is not None:
         weight = None if weight is None else weight[vocab_parallel.columns]
     if isinstance(temperature, Tensor):
@@ -473,6 +497,7 @@ def _check_target(target: Tensor, input: Tensor) -> None:
 def _options(
     input: Tensor,
     *,
+    all_count: bool,
     softcap: float | None,
     temperature: Tensor | float,
     filter_eps: float | str | None,
@@ -487,18 +512,22 @@ def _options(
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; wanted {', '.join(map(repr, get_args(Backend)))}.")
     if backend == "auto":
-        backend = "triton" if input.is_cuda and input.dtype != torch.float64 and _triton_is_here() else "cpu"
+        on_gpu = input.is_cuda and input.dtype != torch.float64 and _triton_is_here()
+        backend = "cpu" if not on_gpu else "triton" if deterministic or kahan else "cuda"
     if softcap is not None:
         if isinstance(softcap, Tensor):
             raise TypeError("softcap is a tensor; wanted a number.")
         checks.check_in_range("softcap", softcap, 0.0, low_open=True)
     checks.check_in_range("temperature", temperature, 0.0, low_open=True)
     if filter_eps == "auto":
-        held = input.dtype if backend == "triton" else torch.promote_types(input.dtype, torch.float32)
+        held = input.dtype if backend in ("cuda", "triton") else torch.promote_types(input.dtype, torch.float32)
         filter_eps = torch.finfo(held).eps / 32
     elif isinstance(filter_eps, str):
         raise ValueError(f"filter_eps is {filter_eps!r}; wanted 'auto', None or a number in [0, 1).")
     checks.check_in_range("filter_eps", filter_eps or 0.0, 0.0, 1.0, high_open=True)
+    if backend == "cuda" and (deterministic or kahan):
+        word = "deterministic" if deterministic else "kahan"
+        raise ValueError(f"backend is 'cuda', which knows no {word}; wanted backend='triton', or 'auto' to choose it.")
     for name, block in (("block_rows", block_rows), ("block_vocab", block_vocab)):
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise ValueError(f"{name} is {block!r}; wanted a positive integer or None.")
@@ -513,6 +542,7 @@ def _options(
         deterministic=deterministic,
         block_rows=block_rows or 0,
         block_vocab=block_vocab or 0,
+        all_count=all_count,
     )
 
 
@@ -551,7 +581,8 @@ def _tensor(result: Any) -> Tensor:
     return result
 
 
-def _flat(coefficient: Tensor | float, keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """A coefficient as one number for each row ``(N,)``."""
-    tensor = torch.as_tensor(coefficient, dtype=dtype, device=keep.device)
-    return tensor.reshape(-1) if tensor.ndim else tensor.expand(keep.shape)
+def _flat(coefficient: Tensor | float, like: Tensor) -> Tensor | float:
+    """A coefficient as one number, or one for each row ``(N,)``."""
+    if not isinstance(coefficient, Tensor):
+        return coefficient
+    return coefficient.to(like.dtype).reshape(-1) if coefficient.ndim else coefficient.to(like)

@@ -33,6 +33,7 @@ STATISTICS = (
 )
 OF_TARGET = frozenset({"log_prob", "log_miss", "target_logit"})
 OF_MOMENT = frozenset({"entropy", "expected_logit"})
+SPREAD = frozenset({"mean_log_prob", "weighted_mean_log_prob"})
 
 
 class Partial(NamedTuple):
@@ -140,12 +141,13 @@ def coefficients(
     row = _Row(Partial(*partial.unbind(0)), has_target)
     zero = torch.zeros_like(row.maximum)
     constant, slope, target, uniform, weighted = zero, zero, zero, zero, zero
+    p, log_p, log_miss = row.probability, row.log_prob, row.log_miss
+    miss = log_miss.exp()
     # Of the others p = exp(d) x probability and log p = d + shift; where all of them are -inf, exp(d) is 0.
     empty = row.partial.total == 0
     log_total = torch.where(empty, 0.0, row.log_total)
-    shift = torch.where(empty, 0.0, row.log_miss - log_total)
+    shift = torch.where(empty, 0.0, log_miss - log_total)
     probability = torch.where(empty, 0.0, torch.exp(shift))
-    p, log_p, miss = row.probability, row.log_prob, row.log_miss.exp()
     for name, g in zip(names, gradients.unbind(0), strict=True):
         if name == "log_prob":
             constant, target = constant - g * probability, target + g * miss
@@ -168,18 +170,12 @@ def coefficients(
             constant, target = constant - share * probability, target - share * p
         else:
             target = target + g
-    scale = 1 / temperature
-    return torch.stack(
-        Coefficients(
-            maximum=_finite(row.maximum),
-            constant=constant * scale,
-            slope=slope * scale,
-            target=target * scale,
-            uniform=uniform * scale,
-            weighted=weighted * scale,
-            probability=probability,
-            miss=miss,
+    if temperature != 1:
+        constant, slope, target, uniform, weighted = (
+            c / temperature for c in (constant, slope, target, uniform, weighted)
         )
+    return torch.stack(
+        Coefficients(_finite(row.maximum), constant, slope, target, uniform, weighted, probability, miss)
     )
 
 
@@ -192,22 +188,42 @@ class _Row:
         self.maximum = partial.maximum
         self.num_classes = partial.number + (1 if has_target else 0)
         self.log_total = torch.log(partial.total)
+        self.target_logit = partial.target
         if has_target:
             # log of the target's odds against all others
-            gap = (partial.target - self.maximum) - self.log_total
-            self.log_prob, self.log_miss = F.logsigmoid(gap), F.logsigmoid(-gap)
-            self.probability = torch.sigmoid(gap)
-            top = torch.maximum(self.maximum, partial.target)
-            self.log_sum = torch.log(
-                partial.total * torch.exp(self.maximum - _finite(top)) + torch.exp(partial.target - _finite(top))
-            )
+            self._gap = (partial.target - self.maximum) - self.log_total
+            self.log_prob = F.logsigmoid(self._gap)
         else:
             self.log_prob = torch.full_like(self.maximum, -math.inf)
-            self.log_miss = self.probability = torch.zeros_like(self.maximum)
-            top, self.log_sum = self.maximum, self.log_total
-        self.logsumexp = top + self.log_sum
-        self.log_scale = (_finite(self.maximum) - top) - self.log_sum  # maximum - logsumexp, without its rounding
-        self.target_logit = partial.target
+
+    @property
+    def log_miss(self) -> Tensor:
+        return F.logsigmoid(-self._gap) if self.has_target else torch.zeros_like(self.maximum)
+
+    @property
+    def probability(self) -> Tensor:
+        return torch.sigmoid(self._gap) if self.has_target else torch.zeros_like(self.maximum)
+
+    @property
+    def logsumexp(self) -> Tensor:
+        return self._top + self._log_sum
+
+    @property
+    def log_scale(self) -> Tensor:
+        """maximum - logsumexp, without its rounding."""
+        return (_finite(self.maximum) - self._top) - self._log_sum
+
+    @property
+    def _top(self) -> Tensor:
+        return torch.maximum(self.maximum, self.target_logit) if self.has_target else self.maximum
+
+    @property
+    def _log_sum(self) -> Tensor:
+        """logsumexp - the largest logit."""
+        if not self.has_target:
+            return self.log_total
+        top = _finite(self._top)
+        return torch.log(self.partial.total * torch.exp(self.maximum - top) + torch.exp(self.target_logit - top))
 
     @property
     def entropy(self) -> Tensor:

@@ -1,6 +1,8 @@
-"""The sweeps of :mod:`lossary.kernels.cpu` by Triton kernels. Tested under Triton's interpreter; not run on a GPU yet.
+"""The sweeps of :mod:`lossary.kernels.cpu` by Triton kernels that form the products, too.
 
-``TRITON_INTERPRET=1``, set before the first import, runs the kernels on the CPU.
+They are slower than the tiles of :mod:`lossary.kernels.cuda` and sum the head's whole gradient in float32, but know
+Kahan's compensation and sums of a fixed order. ``TRITON_INTERPRET=1``, set before the first import, runs the kernels of
+both backends on the CPU.
 """
 
 from __future__ import annotations
@@ -16,27 +18,28 @@ from torch import Tensor
 from lossary.kernels import state
 from lossary.kernels.cpu import IGNORED, wide_dtype
 from lossary.kernels.options import Options
-from lossary.kernels.state import OF_MOMENT
+from lossary.kernels.state import OF_MOMENT, SPREAD
 from lossary.kernels.triton_kernels import gradients_kernel, partials_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_SPREAD = {"mean_log_prob", "weighted_mean_log_prob"}
 
 
-def _configurations(*, rows: Sequence[int], vocab: Sequence[int]) -> list[Any]:
+def _configurations(*blocks: tuple[int, int, int, int, int]) -> list[Any]:
     return [
-        triton.Config({"BLOCK_ROWS": r, "BLOCK_VOCAB": v, "BLOCK_WIDTH": w}, num_warps=warps, num_stages=stages)
-        for r in rows
-        for v in vocab
-        for w, warps, stages in ((32, 8, 4), (64, 8, 3), (64, 4, 3))
+        triton.Config(
+            {"BLOCK_ROWS": rows, "BLOCK_VOCAB": vocab, "BLOCK_WIDTH": width}, num_warps=warps, num_stages=stages
+        )
+        for rows, vocab, width, warps, stages in blocks
     ]
 
 
 _KEY = ["vocab", "width", "WIDEN", "PRECISION", "HAS_CAP"]
-_tuned_partials_kernel = triton.autotune(_configurations(rows=(64, 128), vocab=(128, 256)), key=_KEY)(partials_kernel)
+_tuned_partials_kernel = triton.autotune(
+    _configurations((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 32, 4, 4), (64, 128, 64, 4, 4)), key=_KEY
+)(partials_kernel)
 # What is added up must start from 0 in every trial of the tuner.
 _tuned_gradients_kernel = triton.autotune(
-    _configurations(rows=(64, 128), vocab=(64, 128)),
+    _configurations((128, 128, 32, 8, 3), (128, 128, 64, 8, 2), (64, 128, 32, 4, 3)),
     key=[*_KEY, "OWNER", "NEEDS_INPUT", "NEEDS_WEIGHT"],
     reset_to_zero=["d_input_ptr", "d_weight_ptr", "d_bias_ptr", "lost_ptr"],
 )(gradients_kernel)
@@ -52,8 +55,8 @@ def partials(
     options: Options,
 ) -> Tensor:
     """What is kept of each row over the whole vocabulary: :class:`state.Partial` ``(8, M)``."""
-    _check_device(input)
-    kept = _kept(target)
+    check_device("triton", input)
+    kept = kept_rows(target, options)
     num_rows, vocab = len(input) if kept is None else len(kept), len(linear_weight)
     blocks = _blocks(options, vocab)
     parts = _parts(num_rows, vocab, input)
@@ -99,8 +102,8 @@ def gradients(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``input``, ``linear_weight`` and ``linear_bias``, empty where not needed."""
-    _check_device(input)
-    kept = _kept(target)
+    check_device("triton", input)
+    kept = kept_rows(target, options)
     num_rows, vocab, width = len(input) if kept is None else len(kept), len(linear_weight), input.shape[1]
     input, linear_weight = input.contiguous(), linear_weight.contiguous()
     needs_input, needs_weight, needs_bias = needs
@@ -111,7 +114,7 @@ def gradients(
     blocks = _blocks(options, vocab)
     kernel = gradients_kernel if blocks else _tuned_gradients_kernel
     # What label smoothing adds is not small where the softmax is: nothing can be skipped.
-    filtering = options.filter_eps > 0 and not _SPREAD.intersection(names)
+    filtering = options.filter_eps > 0 and not SPREAD.intersection(names)
     order = _by_mean_logit(input, linear_weight, linear_bias, kept) if filtering and num_rows else None
     owners = (1, 2) if options.deterministic or options.kahan else (0,)
     for owner in owners if num_rows and vocab else ():
@@ -159,19 +162,22 @@ def gradients(
     return d_input.to(input.dtype), d_weight.to(linear_weight.dtype), d_bias.to(bias_dtype)
 
 
-def _check_device(input: Tensor) -> None:
+def check_device(backend: str, input: Tensor) -> None:
+    """Refuse what the kernels cannot run on."""
     if not input.is_cuda and not INTERPRETED:
         raise ValueError(
-            f"backend is 'triton' and input is on {input.device}; wanted a GPU (or TRITON_INTERPRET=1 before the "
+            f"backend is {backend!r} and input is on {input.device}; wanted a GPU (or TRITON_INTERPRET=1 before the "
             "import, to try the kernels on the CPU)."
         )
     if wide_dtype(input) == torch.float64:
-        raise TypeError("backend is 'triton' and input has dtype torch.float64; wanted float32, bfloat16 or float16.")
+        raise TypeError(
+            f"backend is {backend!r} and input has dtype torch.float64; wanted float32, bfloat16 or float16."
+        )
 
 
-def _kept(target: Tensor | None) -> Tensor | None:
+def kept_rows(target: Tensor | None, options: Options) -> Tensor | None:
     """Places of the rows that count, None where all do."""
-    if target is None or not bool((target == IGNORED).any()):
+    if target is None or options.all_count or not bool((target == IGNORED).any()):
         return None
     return (target != IGNORED).nonzero()[:, 0]
 
@@ -217,7 +223,8 @@ def _switches(
         "HAS_KEPT": kept is not None,
         "HAS_CAP": options.softcap > 0,
         "MOMENT": bool(OF_MOMENT.intersection(names)),
-        "SPREAD": bool(_SPREAD.intersection(names)),
+        "SPREAD": bool(SPREAD.intersection(names)),
+        "EVEN_WIDTH": input.shape[1] % 64 == 0,  # of which every BLOCK_WIDTH is a divisor
         "WIDEN": INTERPRETED and input.dtype != torch.float32,  # the interpreter's products know no halves
         "PRECISION": "ieee" if precise else "tf32",
     }

@@ -24,6 +24,7 @@ def _logits(
     scale,
     HAS_BIAS: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    EVEN_WIDTH: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -32,28 +33,41 @@ def _logits(
 ):
     """A tile of logits, after bias, cap and temperature."""
     z = tl.zeros((BLOCK_ROWS, BLOCK_VOCAB), dtype=tl.float32)
+    at = tl.arange(0, BLOCK_WIDTH)
+    x_ptr = input_ptr + row[:, None] * width + at[None, :]
+    w_ptr = weight_ptr + column[:, None] * width + at[None, :]
     for start in range(0, width, BLOCK_WIDTH):
-        at = start + tl.arange(0, BLOCK_WIDTH)
-        x = tl.load(
-            input_ptr + row[:, None] * width + at[None, :], mask=row_ok[:, None] & (at < width)[None, :], other=0.0
-        )
-        w = tl.load(
-            weight_ptr + column[:, None] * width + at[None, :],
-            mask=column_ok[:, None] & (at < width)[None, :],
-            other=0.0,
-        )
+        if EVEN_WIDTH:
+            x = tl.load(x_ptr, mask=row_ok[:, None], other=0.0)
+            w = tl.load(w_ptr, mask=column_ok[:, None], other=0.0)
+        else:
+            inside = (start + at < width)[None, :]
+            x = tl.load(x_ptr, mask=row_ok[:, None] & inside, other=0.0)
+            w = tl.load(w_ptr, mask=column_ok[:, None] & inside, other=0.0)
         if WIDEN:
             x = x.to(tl.float32)
             w = w.to(tl.float32)
-        z += tl.dot(x, tl.trans(w), input_precision=PRECISION)
+        z = tl.dot(x, tl.trans(w), z, input_precision=PRECISION)
+        x_ptr += BLOCK_WIDTH
+        w_ptr += BLOCK_WIDTH
+    return _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS, HAS_CAP)
+
+
+@triton.jit
+def _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr):
+    """Bias, cap and temperature on products."""
     if HAS_BIAS:
         z += tl.load(bias_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
     if HAS_CAP:
-        # tanh by exp, whose argument is never positive
-        magnitude = tl.abs(z / softcap)
-        shrunk = tl.exp(-2.0 * magnitude)
-        z = tl.where(z < 0, -1.0, 1.0) * softcap * (1.0 - shrunk) / (1.0 + shrunk)
+        z = _capped(z, softcap)
     return z * scale
+
+
+@triton.jit
+def _capped(z, softcap):
+    # tanh by exp, whose argument is never positive
+    shrunk = tl.exp(-2.0 * tl.abs(z / softcap))
+    return tl.where(z < 0, -1.0, 1.0) * softcap * (1.0 - shrunk) / (1.0 + shrunk)
 
 
 @triton.jit
@@ -88,6 +102,7 @@ def partials_kernel(
     HAS_CAP: tl.constexpr,
     MOMENT: tl.constexpr,
     SPREAD: tl.constexpr,
+    EVEN_WIDTH: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -125,43 +140,224 @@ def partials_kernel(
             scale,
             HAS_BIAS,
             HAS_CAP,
+            EVEN_WIDTH,
             WIDEN,
             PRECISION,
             BLOCK_ROWS,
             BLOCK_VOCAB,
             BLOCK_WIDTH,
         )
-        is_label = column[None, :] == label[:, None]
-        other = column_ok[None, :] & (is_label == 0)
-        target = tl.maximum(target, tl.max(tl.where(is_label & column_ok[None, :], z, -infinity), axis=1))
-        z = tl.where(other, z, -infinity)
-        highest = tl.maximum(maximum, tl.max(z, axis=1))
-        before = tl.where(maximum == -infinity, 0.0, maximum)
-        now = tl.where(highest == -infinity, 0.0, highest)
-        scaling = tl.exp(maximum - now)
-        offset = before - now
-        d = z - now[:, None]
-        e = tl.exp(d)
-        if MOMENT:
-            moment = scaling * (moment + total * offset) + tl.sum(tl.where(e > 0, e * d, 0.0), axis=1)
-        if SPREAD:
-            spread += number * offset + tl.sum(tl.where(other, d, 0.0), axis=1)
-            if HAS_CLASS_WEIGHT:
-                w = tl.load(class_weight_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
-                weighted += mass * offset + tl.sum(tl.where(other & (w != 0), w * d, 0.0), axis=1)
-                mass += tl.sum(tl.where(other, w, 0.0), axis=1)
-        number += tl.sum(tl.where(other, 1.0, 0.0), axis=1)
-        total = total * scaling + tl.sum(e, axis=1)
-        maximum = highest
+        if HAS_TARGET:
+            is_label = column_ok[None, :] & (column[None, :] == label[:, None])
+            target = tl.maximum(target, tl.max(tl.where(is_label, z, -infinity), axis=1))
+        maximum, total, moment, spread, weighted, number, mass = _see(
+            z,
+            column,
+            column_ok,
+            label,
+            class_weight_ptr,
+            maximum,
+            total,
+            moment,
+            spread,
+            weighted,
+            number,
+            mass,
+            HAS_CLASS_WEIGHT,
+            MOMENT,
+            SPREAD,
+        )
     out = partial_ptr + part * 8 * num_rows + tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    tl.store(out, maximum, mask=row_ok)
-    tl.store(out + num_rows, total, mask=row_ok)
-    tl.store(out + 2 * num_rows, moment, mask=row_ok)
-    tl.store(out + 3 * num_rows, spread, mask=row_ok)
-    tl.store(out + 4 * num_rows, weighted, mask=row_ok)
-    tl.store(out + 5 * num_rows, number, mask=row_ok)
-    tl.store(out + 6 * num_rows, mass, mask=row_ok)
-    tl.store(out + 7 * num_rows, target, mask=row_ok)
+    _store(out, num_rows, row_ok, maximum, total, moment, spread, weighted, number, mass, target)
+
+
+@triton.jit
+def _see(
+    z,
+    column,
+    column_ok,
+    label,
+    class_weight_ptr,
+    maximum,
+    total,
+    moment,
+    spread,
+    weighted,
+    number,
+    mass,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+):
+    """All but the target's of the eight numbers of rows, after one more tile of logits."""
+    infinity = float("inf")
+    other = column_ok[None, :] & (column[None, :] != label[:, None])
+    z = tl.where(other, z, -infinity)
+    highest = tl.maximum(maximum, tl.max(z, axis=1))
+    before = tl.where(maximum == -infinity, 0.0, maximum)
+    now = tl.where(highest == -infinity, 0.0, highest)
+    scaling = tl.exp(maximum - now)
+    offset = before - now
+    d = z - now[:, None]
+    e = tl.exp(d)
+    if MOMENT:
+        moment = scaling * (moment + total * offset) + tl.sum(tl.where(e > 0, e * d, 0.0), axis=1)
+    if SPREAD:
+        spread += number * offset + tl.sum(tl.where(other, d, 0.0), axis=1)
+        number += tl.sum(tl.where(other, 1.0, 0.0), axis=1)
+        if HAS_CLASS_WEIGHT:
+            w = tl.load(class_weight_ptr + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+            weighted += mass * offset + tl.sum(tl.where(other & (w != 0), w * d, 0.0), axis=1)
+            mass += tl.sum(tl.where(other, w, 0.0), axis=1)
+    total = total * scaling + tl.sum(e, axis=1)
+    return highest, total, moment, spread, weighted, number, mass
+
+
+@triton.jit
+def _store(out, stride, ok, a, b, c, d, e, f, g, h):
+    """Keep eight numbers of each row, in the order of state.Partial or state.Coefficients."""
+    tl.store(out, a, mask=ok)
+    tl.store(out + stride, b, mask=ok)
+    tl.store(out + 2 * stride, c, mask=ok)
+    tl.store(out + 3 * stride, d, mask=ok)
+    tl.store(out + 4 * stride, e, mask=ok)
+    tl.store(out + 5 * stride, f, mask=ok)
+    tl.store(out + 6 * stride, g, mask=ok)
+    tl.store(out + 7 * stride, h, mask=ok)
+
+
+@triton.jit
+def see_products_kernel(
+    product_ptr,
+    bias_ptr,
+    target_ptr,
+    class_weight_ptr,
+    partial_ptr,
+    num_rows,
+    columns,
+    first,
+    all_rows,
+    softcap,
+    scale,
+    FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+):
+    """Add a tile of products ``(num_rows, columns)``, whose first column is ``first``, to what is kept of its rows."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_ok = row < num_rows
+    label = tl.full((BLOCK_ROWS,), -1, dtype=tl.int64)
+    if HAS_TARGET:
+        label = tl.load(target_ptr + row, mask=row_ok, other=-1)
+    at = partial_ptr + row
+    products = product_ptr + row.to(tl.int64) * columns
+    maximum = tl.full((BLOCK_ROWS,), -float("inf"), dtype=tl.float32)
+    target = tl.full((BLOCK_ROWS,), -float("inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    moment = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    spread = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    number = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    mass = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    if FIRST == 0:
+        maximum = tl.load(at, mask=row_ok, other=0.0)
+        total = tl.load(at + all_rows, mask=row_ok, other=0.0)
+        moment = tl.load(at + 2 * all_rows, mask=row_ok, other=0.0)
+        spread = tl.load(at + 3 * all_rows, mask=row_ok, other=0.0)
+        weighted = tl.load(at + 4 * all_rows, mask=row_ok, other=0.0)
+        number = tl.load(at + 5 * all_rows, mask=row_ok, other=0.0)
+        mass = tl.load(at + 6 * all_rows, mask=row_ok, other=0.0)
+        target = tl.load(at + 7 * all_rows, mask=row_ok, other=0.0)
+    for start in range(0, columns, BLOCK_VOCAB):
+        place = start + tl.arange(0, BLOCK_VOCAB)
+        column = (first + place).to(tl.int64)
+        column_ok = place < columns
+        z = tl.load(products[:, None] + place[None, :], mask=row_ok[:, None] & column_ok[None, :], other=0.0)
+        z = _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS, HAS_CAP)
+        maximum, total, moment, spread, weighted, number, mass = _see(
+            z,
+            column,
+            column_ok,
+            label,
+            class_weight_ptr,
+            maximum,
+            total,
+            moment,
+            spread,
+            weighted,
+            number,
+            mass,
+            HAS_CLASS_WEIGHT,
+            MOMENT,
+            SPREAD,
+        )
+    if HAS_TARGET:
+        here = row_ok & (label >= first) & (label < first + columns)
+        z = tl.load(products + (label - first), mask=here, other=0.0)
+        if HAS_BIAS:
+            z += tl.load(bias_ptr + label, mask=here, other=0.0).to(tl.float32)
+        if HAS_CAP:
+            z = _capped(z, softcap)
+        target = tl.where(here, z * scale, target)
+    _store(at, all_rows, row_ok, maximum, total, moment, spread, weighted, number, mass, target)
+
+
+@triton.jit
+def log_prob_rows_kernel(
+    partial_ptr,
+    upstream_ptr,
+    value_ptr,
+    coefficient_ptr,
+    num_rows,
+    scale,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """What :mod:`lossary.kernels.state` makes of partials where ``log_prob`` alone is asked for, in one launch."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    ok = row < num_rows
+    maximum = tl.load(partial_ptr + row, mask=ok, other=0.0)
+    total = tl.load(partial_ptr + num_rows + row, mask=ok, other=1.0)
+    target = tl.load(partial_ptr + 7 * num_rows + row, mask=ok, other=0.0)
+    g = tl.load(upstream_ptr + row, mask=ok, other=0.0)
+    log_total = tl.log(total)
+    gap = (target - maximum) - log_total
+    # log1p(u) as 2 atanh(u / (2 + u)), whose series is exact where the device's logarithm is not: near 1
+    u = tl.exp(-tl.abs(gap))
+    s = u / (2.0 + u)
+    q = s * s
+    series = 1.0 / 13 + q / 15
+    series = 1.0 / 11 + q * series
+    series = 1.0 / 9 + q * series
+    series = 1.0 / 7 + q * series
+    series = 1.0 / 5 + q * series
+    series = 1.0 / 3 + q * series
+    log1p = 2.0 * s * (1.0 + q * series)
+    log_prob = tl.minimum(gap, 0.0) - log1p
+    log_miss = tl.minimum(-gap, 0.0) - log1p
+    miss = tl.exp(log_miss)
+    probability = tl.where(total == 0, 0.0, tl.exp(log_miss - log_total))
+    zero = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    maximum = tl.where(maximum == -float("inf"), 0.0, maximum)
+    tl.store(value_ptr + row, log_prob, mask=ok)
+    _store(
+        coefficient_ptr + row,
+        num_rows,
+        ok,
+        maximum,
+        -g * probability * scale,
+        zero,
+        g * miss * scale,
+        zero,
+        zero,
+        probability,
+        miss,
+    )
 
 
 @triton.jit
@@ -186,6 +382,7 @@ def _gradient_of_tile(
     HAS_CAP: tl.constexpr,
     MOMENT: tl.constexpr,
     SPREAD: tl.constexpr,
+    EVEN_WIDTH: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -206,12 +403,60 @@ def _gradient_of_tile(
         scale,
         HAS_BIAS,
         HAS_CAP,
+        EVEN_WIDTH,
         WIDEN,
         PRECISION,
         BLOCK_ROWS,
         BLOCK_VOCAB,
         BLOCK_WIDTH,
     )
+    gradient, softmax = _gradient(
+        z,
+        target_ptr,
+        class_weight_ptr,
+        coefficient_ptr,
+        row,
+        column,
+        row_ok,
+        column_ok,
+        all_rows,
+        softcap,
+        scale,
+        HAS_TARGET,
+        HAS_CLASS_WEIGHT,
+        HAS_CAP,
+        MOMENT,
+        SPREAD,
+        True,
+        BLOCK_ROWS,
+        BLOCK_VOCAB,
+    )
+    return gradient, tl.max(tl.max(softmax, axis=1), axis=0)
+
+
+@triton.jit
+def _gradient(
+    z,
+    target_ptr,
+    class_weight_ptr,
+    coefficient_ptr,
+    row,
+    column,
+    row_ok,
+    column_ok,
+    all_rows,
+    softcap,
+    scale,
+    HAS_TARGET: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    OF_LABEL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+):
+    """Gradient of logits before the cap, and |softmax - one-hot target|; without OF_LABEL the label gives neither."""
     # Coefficients in the order of state.Coefficients
     at = coefficient_ptr + row
     maximum = tl.load(at, mask=row_ok, other=0.0)
@@ -230,7 +475,7 @@ def _gradient_of_tile(
     else:
         gradient = e * constant[:, None]
     softmax = e * probability[:, None]
-    if HAS_TARGET:
+    if HAS_TARGET and OF_LABEL:
         of_label = tl.load(at + 3 * all_rows, mask=row_ok, other=0.0)
         miss = tl.load(at + 7 * all_rows, mask=row_ok, other=0.0)
         gradient = tl.where(is_label & ok, of_label[:, None], gradient)
@@ -243,7 +488,77 @@ def _gradient_of_tile(
     if HAS_CAP:
         ratio = z / (scale * softcap)
         gradient *= 1.0 - ratio * ratio
-    return tl.where(ok, gradient, 0.0), tl.max(tl.max(softmax, axis=1), axis=0)
+    return tl.where(ok, gradient, 0.0), softmax
+
+
+@triton.jit
+def gradient_of_products_kernel(
+    product_ptr,
+    bias_ptr,
+    target_ptr,
+    class_weight_ptr,
+    coefficient_ptr,
+    gradient_ptr,
+    live_ptr,
+    num_rows,
+    columns,
+    first,
+    all_rows,
+    softcap,
+    scale,
+    filter_eps,
+    HAS_BIAS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    MOMENT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    FILTER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+):
+    """From a tile of ready products the gradient of its logits before the cap.
+
+    With FILTER the label's ``target`` is left out, and told is which columns' softmax reaches ``filter_eps``, the
+    label's aside.
+    """
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    place = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
+    row_ok = row < num_rows
+    column_ok = place < columns
+    column = (first + place).to(tl.int64)
+    ok = row_ok[:, None] & column_ok[None, :]
+    at = row.to(tl.int64)[:, None] * columns + place[None, :]
+    z = tl.load(product_ptr + at, mask=ok, other=0.0)
+    z = _finish(z, bias_ptr, column, column_ok, softcap, scale, HAS_BIAS, HAS_CAP)
+    gradient, softmax = _gradient(
+        z,
+        target_ptr,
+        class_weight_ptr,
+        coefficient_ptr,
+        row,
+        column,
+        row_ok,
+        column_ok,
+        all_rows,
+        softcap,
+        scale,
+        HAS_TARGET,
+        HAS_CLASS_WEIGHT,
+        HAS_CAP,
+        MOMENT,
+        SPREAD,
+        FILTER == 0,
+        BLOCK_ROWS,
+        BLOCK_VOCAB,
+    )
+    tl.store(gradient_ptr + at, gradient.to(gradient_ptr.dtype.element_ty), mask=ok)
+    if FILTER:
+        # `x < eps` and not `x >= eps`: a NaN must reach the gradient.
+        alive = tl.where(softmax < filter_eps, 0, 1)
+        if tl.max(tl.max(alive, axis=1), axis=0) > 0:
+            live = column_ok & (tl.max(alive, axis=0) > 0)
+            tl.store(live_ptr + place, tl.full((BLOCK_VOCAB,), 1, dtype=tl.int8), mask=live)
 
 
 @triton.jit
@@ -300,6 +615,7 @@ def gradients_kernel(
     FILTER_WEIGHT: tl.constexpr,
     OWNER: tl.constexpr,
     KAHAN: tl.constexpr,
+    EVEN_WIDTH: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -362,6 +678,7 @@ def gradients_kernel(
             HAS_CAP,
             MOMENT,
             SPREAD,
+            EVEN_WIDTH,
             WIDEN,
             PRECISION,
             BLOCK_ROWS,

@@ -16,7 +16,7 @@ from lossary.core.values import reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
 from lossary.language.segments import segment_index, segment_sums
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 Normalize = Literal["none", "tokens"]
 
 
@@ -238,10 +238,9 @@ def linear_dco_loss(
         backend=backend,
         vocab_parallel=vocab_parallel,
     )
-    assert rows.keep is not None
     values, keep = _of_rows(
         rows.statistics("log_prob")["log_prob"],
-        rows.keep.reshape(rows.shape),
+        rows.kept(),
         N=N,
         normalize=normalize,
         segment=segment,

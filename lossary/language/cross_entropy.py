@@ -39,7 +39,7 @@ def linear_cross_entropy(
     shift: int = 0,
     return_lse: bool = False,
     filter_eps: float | Literal["auto"] | None = "auto",
-    backend: Literal["auto", "reference", "cpu", "triton", "torch"] = "auto",
+    backend: Literal["auto", "reference", "cpu", "cuda", "triton", "torch"] = "auto",
     block_rows: int | None = None,
     block_vocab: int | None = None,
     token_weight: Tensor | None = None,
@@ -76,8 +76,9 @@ def linear_cross_entropy(
         return_lse: Return ``(loss, lse)``, with the logsumexp of each token.
         filter_eps: Softmax entries below it may be left out of gradients; None keeps all, ``auto`` is 1/32 of the
             machine epsilon of the dtype that holds the softmax (float32 on the CPU, the input's on the GPU).
-        backend: ``cpu`` are tiles in plain PyTorch; ``triton`` needs a GPU and has not been run on one; ``torch`` is
-            PyTorch's own chunked form; ``reference`` stores the logits and has every kind of derivative.
+        backend: ``cpu`` are tiles in plain PyTorch; on a GPU ``cuda`` are tiles whose products are cuBLAS's, ``triton``
+            forms the products in its kernels too; ``torch`` is PyTorch's own chunked form; ``reference`` stores the
+            logits and has every kind of derivative.
         block_rows: Rows of a tile; by default the backend's choice. Alone, on the CPU, it is the rows whose logits are
             there at once: 256 are faster than the default on vocabularies of more than 100,000, at more memory.
         block_vocab: Vocabulary entries of a tile; by default the backend's choice.
@@ -143,7 +144,7 @@ def linear_cross_entropy(
         vocab_parallel=vocab_parallel,
         **({"filter_eps": filter_eps} | PRESETS.get(preset or "", {})),
     )
-    factor = rows.target_weight()
+    factor: Tensor | float = 1.0 if weight is None else rows.target_weight()
     spread: Tensor | float = label_smoothing
     if token_weight is not None:
         check_shape("token_weight", token_weight, target.shape, "a factor for each token")
@@ -185,7 +186,7 @@ class LinearCrossEntropyLoss(HeadObjective):
         shift: int = 0,
         return_lse: bool = False,
         filter_eps: float | Literal["auto"] | None = "auto",
-        backend: Literal["auto", "reference", "cpu", "triton", "torch"] = "auto",
+        backend: Literal["auto", "reference", "cpu", "cuda", "triton", "torch"] = "auto",
         block_rows: int | None = None,
         block_vocab: int | None = None,
         z_loss_weight: Tensor | float = 0.0,

@@ -22,7 +22,7 @@ from lossary.core.types import Reduction
 from lossary.core.values import reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 Weights = Sequence[float] | Tensor | None
 
 

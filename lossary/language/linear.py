@@ -12,7 +12,7 @@ from lossary.core.objective import Kind, objective
 from lossary.core.types import Reduction
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 
 
 @objective(Kind.HEAD)

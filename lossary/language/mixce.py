@@ -17,7 +17,7 @@ from lossary.core.values import like_first, reduce_values
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
 from lossary.language.segments import segment_index, segment_sums
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 Weighting = Literal["token", "sequence"]
 
 _CONSTANT = {"gradcheck": "the probability that weighs is a constant to the gradient; tested in closed form."}
@@ -227,10 +227,7 @@ def linear_mixce_loss(
         backend=backend,
         vocab_parallel=vocab_parallel,
     )
-    assert rows.keep is not None
-    loss = _mixed(
-        rows.statistics("log_prob")["log_prob"], rows.keep.reshape(rows.shape), mixing_ratio, weighting, segment, shift
-    )
+    loss = _mixed(rows.statistics("log_prob")["log_prob"], rows.kept(), mixing_ratio, weighting, segment, shift)
     return rows.reduce(rows.target_weight() * loss, reduction=reduction, normalizer=normalizer)
 
 

@@ -69,7 +69,7 @@ def linear_sequence_logps(
     average: bool = False,
     softcap: float | None = None,
     temperature: float = 1.0,
-    backend: Literal["auto", "reference", "cpu", "triton"] = "auto",
+    backend: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto",
     vocab_parallel: VocabParallel | None = None,
 ) -> Tensor:
     r"""Log-probability of each sequence under a linear head that never stores its logits.
@@ -123,8 +123,7 @@ def linear_sequence_logps(
         backend=backend,
         vocab_parallel=vocab_parallel,
     )
-    assert rows.keep is not None
-    return _of_sequences(rows.statistics("log_prob")["log_prob"], rows.keep.reshape(rows.shape), average)
+    return _of_sequences(rows.statistics("log_prob")["log_prob"], rows.kept(), average)
 
 
 def _of_sequences(per_token: Tensor, keep: Tensor, average: bool) -> Tensor:

@@ -16,7 +16,7 @@ from lossary.core.types import Reduction
 from lossary.core.values import reduce_values
 from lossary.kernels import HeadObjective, HeadRows, VocabParallel, head_rows
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 
 
 def _with_signs(input: Tensor, target: Tensor) -> dict[str, Tensor]:

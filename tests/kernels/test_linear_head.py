@@ -609,7 +609,7 @@ def test_chosen_logits(rows: int, vocab: int, count: int, shared: bool, softcap:
         ({"temperature": torch.ones(3)}, ValueError, r"temperature has shape \(3,\)"),
         ({"temperature": torch.tensor(1.0), "softcap": 2.0}, ValueError, "backend='reference' takes any"),
         ({"filter_eps": "none"}, ValueError, r"filter_eps is 'none'; wanted 'auto', None or a number"),
-        ({"backend": "gpu"}, ValueError, r"backend is 'gpu'; wanted 'auto', 'reference', 'cpu', 'triton'"),
+        ({"backend": "gpu"}, ValueError, r"backend is 'gpu'; wanted 'auto', 'reference', 'cpu', 'cuda', 'triton'"),
         ({"block_rows": 0}, ValueError, "block_rows is 0; wanted a positive integer"),
         ({"shift": -1}, ValueError, "shift is -1; wanted an integer of at least 0"),
         ({"shift": 5}, ValueError, r"shift is 5, but input has shape \(4, 2\)"),
