@@ -172,7 +172,7 @@ def _make_plan(bench: _Bench, candidates: Sequence[Candidate], device: str, star
     sample = first if rows <= PILOT_ROWS else splits(1, PILOT_ROWS)[0]
     pilot = bench.scheduler(plan, "pilot")
     width = np.load(pilot.store.folders(sample)[0] / "x_train.npy", mmap_mode="r").shape[1]
-    plan = fit_memory(plan, options.memory, **_bytes(table, options, first, width))
+    plan = fit_memory(plan, options.memory, **_bytes(table, options.model, candidates, first, width))
     if options.budget is not None:
         bench.pool.resize(plan.workers)
         jobs = [pilot.job(Chain(candidate, sample), 0) for candidate in candidates]
@@ -192,9 +192,11 @@ def _make_plan(bench: _Bench, candidates: Sequence[Candidate], device: str, star
     return plan, chosen
 
 
-def _bytes(table: Table, options: Options, split: Split, width: int) -> dict[str, int]:
-    """Bytes of a split's folds in a worker, and of a trial's members beside them."""
-    parameters = sum(p.numel() for p in build_model(options.model, width, table.num_outputs).parameters())
+def _bytes(table: Table, model: str, candidates: Sequence[Candidate], split: Split, width: int) -> dict[str, int]:
+    """Bytes of a split's folds in a worker, and of a trial's members beside them, whichever candidate has most."""
+    kinds = {(candidate.head, candidate.link) for candidate in candidates}
+    models = [build_model(model, width, table.num_outputs, head, link) for head, link in kinds]
+    parameters = max(sum(p.numel() for p in module.parameters()) for module in models)
     data = trial = 0
     for train, validation in split.inner:
         data += 4 * width * (2 * len(train) + len(validation) + len(split.test))  # twice: in order, and shuffled

@@ -20,6 +20,7 @@ import pytest
 
 import lossary.compare
 from lossary.compare import plan, pool, run
+from lossary.compare.candidates import get_candidate
 from lossary.compare.journal import Journal, best_of, trials_of
 from lossary.compare.load import Table, load_table
 from lossary.compare.options import Options
@@ -325,3 +326,12 @@ def test_python_form_several_labels() -> None:
     assert comparison.out is None
     assert comparison.judgement.recommended in ("cross_entropy", "asymmetric", "weighted_cross_entropy")
     assert comparison.candidates[0].probabilities[0].shape == (200, 3)
+
+
+def test_memory_counts_the_largest_candidate() -> None:
+    table = load_table("breast_cancer")
+    split = make_splits(table, folds=5, repeats=1, seed=0)[0]
+    plain, linked = (get_candidate(name, table.task) for name in ("cross_entropy", "legendretron"))
+    needs = [run._bytes(table, "mlp", found, split, 30) for found in ([plain], [plain, linked], [linked, plain])]
+    assert needs[0]["trial_bytes"] < needs[1]["trial_bytes"] == needs[2]["trial_bytes"]
+    assert needs[0]["data_bytes"] == needs[1]["data_bytes"]
