@@ -140,14 +140,10 @@ class HeadRows:
         )
         if not whole:
             values = self.statistics(*coefficients) if statistics is None else statistics
-            terms = [
-                product(
-                    torch.as_tensor(c, dtype=values[name].dtype, device=input.device).expand_as(values[name]),
-                    values[name],
-                )
-                for name, c in coefficients.items()
-            ]
-            return self.reduce(torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer)
+            terms = [_term(c, values[name]) for name, c in coefficients.items()]
+            return self.reduce(
+                terms[0] if len(terms) == 1 else torch.stack(terms).sum(0), reduction=reduction, normalizer=normalizer
+            )
         assert target is not None
         upstream, divisor = self._upstream(coefficients, reduction, normalizer)
         total = ops.weighted_sum(
@@ -579,6 +575,13 @@ def _as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def _tensor(result: Any) -> Tensor:
     assert isinstance(result, Tensor)
     return result
+
+
+def _term(coefficient: Tensor | float, values: Tensor) -> Tensor:
+    """Product in which a coefficient of 0 silences an infinite value."""
+    if not isinstance(coefficient, Tensor):
+        return coefficient * values if coefficient else torch.zeros_like(values)
+    return product(coefficient.to(values).expand_as(values), values)
 
 
 def _flat(coefficient: Tensor | float, like: Tensor) -> Tensor | float:
