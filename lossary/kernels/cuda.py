@@ -116,11 +116,12 @@ class _Tiles:
         options: Options,
     ) -> None:
         self._kept, self._all_rows = kept_rows(target, options), len(input)
-        self.input = self.take(input.t()).t().contiguous()
+        self.input = self.take(input, 0).contiguous()
         self.num_rows = len(self.input)
         self.target = None if target is None else self.take(target).contiguous()
-        self.linear_weight, self.linear_bias = linear_weight, linear_bias
-        self._class_weight, self._options = weight, options
+        self.linear_weight = linear_weight
+        self.linear_bias = None if linear_bias is None else linear_bias.contiguous()
+        self._class_weight, self._options = None if weight is None else weight.contiguous(), options
         self._block_rows = min(options.block_rows or BLOCK_ROWS, max(1, self.num_rows))
         vocab = max(1, len(linear_weight))
         room = min(_TILE, _WORK // max(1, input.shape[1]), max(_SMALL_TILE, self.num_rows * vocab // 4))
@@ -130,7 +131,7 @@ class _Tiles:
         self._gradient = self.input.new_empty(0)
         # What label smoothing adds is not small where the softmax is: nothing can be left out.
         work = self._products.numel() * input.shape[1]
-        worth = bool(options.block_vocab) or work >= _WORTH_FILTERING[input.element_size()]
+        worth = options.block_vocab > 0 or work >= _WORTH_FILTERING[input.element_size()]
         self._filters = worth and options.filter_eps > 0 and not SPREAD.intersection(names)
         self._switches = {
             "HAS_BIAS": linear_bias is not None,
@@ -141,15 +142,17 @@ class _Tiles:
             "SPREAD": bool(SPREAD.intersection(names)),
         }
 
-    def take(self, values: Tensor) -> Tensor:
-        """Values of all rows ``(..., M)`` taken to those that count."""
-        return values if self._kept is None else values.index_select(-1, self._kept)
+    def take(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Values of all M rows along ``dim`` taken to those that count."""
+        return values if self._kept is None else values.index_select(dim, self._kept)
 
-    def put_back(self, values: Tensor) -> Tensor:
-        """Values ``(..., N)`` of the rows that count put among all, 0 in the others."""
+    def put_back(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Values along ``dim`` of the rows that count put among all M, 0 in the others."""
         if self._kept is None:
             return values
-        return values.new_zeros(*values.shape[:-1], self._all_rows).index_copy_(-1, self._kept, values)
+        shape = list(values.shape)
+        shape[dim] = self._all_rows
+        return values.new_zeros(shape).index_copy_(dim, self._kept, values)
 
     def sweep(self) -> Tensor:
         """What is kept of each row that counts, over the whole vocabulary."""
@@ -176,32 +179,26 @@ class _Tiles:
             d_input.zero_()
             d_weight.zero_()
         # A block of the head that all rows see at once is summed by one product, and needs no room in float32.
-        whole = self.num_rows <= self._block_rows and d_weight.dtype == self.input.dtype
+        whole = self.num_rows <= self._block_rows and needs_weight and d_weight.dtype == self.input.dtype
         d_block = coefficients.new_empty(self.num_columns if needs_weight and not whole else 0, self.input.shape[1])
         of_tiles, size = self._scaled(coefficients)
         for columns in self.vocab_blocks():
-            d_columns = d_block[: columns.stop - columns.start]
+            d_columns = d_weight[columns] if whole else d_block[: columns.stop - columns.start]
             for rows in self.row_blocks():
-                first_columns, first_rows = columns.start == 0, rows.start == 0
                 gradient, live = self.gradient(rows, columns, of_tiles)
-                few = None if live is None else gradient[:, live]
-                if needs_input and few is not None and options.filter_input:
-                    _add_product(d_input[rows], few, self.weight(columns)[live], first=first_columns)
+                few = gradient if live is None else gradient[:, live]
+                if needs_input and live is not None and options.filter_input:
+                    _add_product(d_input[rows], few, self.weight(columns)[live], first=columns.start == 0)
                 elif needs_input:
-                    _add_product(d_input[rows], gradient, self.weight(columns), first=first_columns)
-                if needs_weight and whole and live is not None and few is not None and options.filter_weight:
-                    d_weight[columns].zero_().index_copy_(0, live, torch.mm(few.t(), self.input[rows]))
-                elif needs_weight and whole:
-                    torch.mm(gradient.t(), self.input[rows], out=d_weight[columns])
-                elif needs_weight and few is not None and live is not None and options.filter_weight:
-                    d_columns = d_columns.zero_() if first_rows else d_columns
-                    d_columns.index_add_(0, live, _product(few.t(), self.input[rows]))
+                    _add_product(d_input[rows], gradient, self.weight(columns), first=columns.start == 0)
+                if needs_weight and options.filter_weight:
+                    _add_to_rows(d_columns, few.t(), self.input[rows], live, first=rows.start == 0)
                 elif needs_weight:
-                    _add_product(d_columns, gradient.t(), self.input[rows], first=first_rows)
+                    _add_to_rows(d_columns, gradient.t(), self.input[rows], None, first=rows.start == 0)
                 if needs_bias:
                     d_bias[columns] += gradient.sum(0, dtype=torch.float32)
-            if size is not None and needs_weight:
-                (d_weight[columns] if whole else d_columns).mul_(size)
+            if needs_weight and size is not None:
+                d_columns.mul_(size)
             if needs_weight and not whole and self.num_rows:
                 d_weight[columns] = d_columns
         if size is not None:
@@ -211,7 +208,7 @@ class _Tiles:
         if self._filters:
             self.add_labels(Coefficients(*coefficients.unbind(0)).target, d_input, d_weight, d_bias)
         if needs_input:
-            d_input = self.put_back(d_input.to(dtype).t()).t()
+            d_input = self.put_back(d_input.to(dtype), 0)
         bias = linear_weight if self.linear_bias is None else self.linear_bias
         return d_input, d_weight, d_bias.to(bias.dtype)
 
@@ -334,7 +331,7 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor, *, first: bool) -> None:
     """Add ``x @ y`` to a float32 ``total``, or put it there if it is the ``first``."""
-    if first and not x.shape[1]:
+    if first and not x.shape[1]:  # no column was worth it
         total.zero_()
     elif first:
         _product(x, y, total)
@@ -342,3 +339,14 @@ def _add_product(total: Tensor, x: Tensor, y: Tensor, *, first: bool) -> None:
         torch.addmm(total, x.float(), y.float(), out=total)
     else:
         torch.addmm(total, x, y, out_dtype=torch.float32, out=total)
+
+
+def _add_to_rows(total: Tensor, x: Tensor, y: Tensor, rows: Tensor | None, *, first: bool) -> None:
+    """Add ``x @ y`` to some rows of ``total``, None for all; in half precision it is the ``first`` and only product."""
+    if rows is not None:
+        total = total.zero_() if first else total
+        total.index_add_(0, rows, _product(x, y).to(total.dtype))
+    elif total.dtype != torch.float32:
+        torch.mm(x, y, out=total)
+    else:
+        _add_product(total, x, y, first=first)

@@ -67,9 +67,9 @@ def partials(
         kernel[lambda meta: (triton.cdiv(num_rows, meta["BLOCK_ROWS"]), parts)](
             input.contiguous(),
             linear_weight.contiguous(),
-            linear_bias,
+            _in_order(linear_bias),
             target,
-            weight,
+            _in_order(weight),
             kept,
             partial,
             num_rows,
@@ -130,9 +130,9 @@ def gradients(
         kernel[grid](
             input,
             linear_weight,
-            linear_bias,
+            _in_order(linear_bias),
             target,
-            weight,
+            _in_order(weight),
             kept,
             order,
             coefficients.contiguous(),
@@ -160,6 +160,10 @@ def gradients(
         )
     bias_dtype = linear_weight.dtype if linear_bias is None else linear_bias.dtype
     return d_input.to(input.dtype), d_weight.to(linear_weight.dtype), d_bias.to(bias_dtype)
+
+
+def _in_order(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 def check_device(backend: str, input: Tensor) -> None:

@@ -71,6 +71,7 @@ def options() -> None:
     names = ("log_prob", "log_miss", "entropy", "squared_logsumexp")
     for backend in ({}, TILES):
         compare(masked, names, 1e-4, 1e-4, **backend)
+        compare({**tensors, "linear_bias": torch.tensor(0.5).expand(VOCAB)}, names, 1e-4, 1e-4, **backend)
         plain = {name: tensor for name, tensor in tensors.items() if name != "linear_bias"}
         compare(plain, names, 1e-4, 1e-4, temperature=0.7, **backend)
         capped = (*names, "weighted_mean_log_prob")
