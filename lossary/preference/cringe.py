@@ -384,8 +384,9 @@ def cringe_contrast(
     return rows.reduce(_contrast(rows, k, generator, noise, detach_positive), reduction="none", normalizer=None)
 
 
-def _rejected(target: Tensor) -> Tensor:
-    return torch.where((target >= 0) & (target < 5), (target + 1) % 5, target)
+def _rejected(input: Tensor, target: Tensor) -> Tensor:
+    classes = input.shape[-1]
+    return torch.where((target >= 0) & (target < classes), (target + 1) % classes, target)
 
 
 def _with_rejected(input: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -393,7 +394,7 @@ def _with_rejected(input: Tensor, target: Tensor) -> dict[str, Tensor]:
         "chosen_logits": input,
         "chosen_target": target,
         "rejected_logits": 2 * input,
-        "rejected_target": _rejected(target),
+        "rejected_target": _rejected(input, target),
     }
 
 
@@ -668,7 +669,7 @@ def _with_rejected_states(input: Tensor, target: Tensor) -> dict[str, Tensor]:
         "chosen_input": input,
         "chosen_target": target,
         "rejected_input": 2 * input,
-        "rejected_target": _rejected(target),
+        "rejected_target": _rejected(input, target),
     }
 
 
