@@ -174,7 +174,8 @@ def focal_loss(
         sample_weight=sample_weight,
     )
     check_class_vector("alpha", alpha, rows.num_classes)
-    loss = product(exp_scaled(rows.log_miss(), gamma), -rows.log_p())
+    log_p, log_miss = rows.log_p_and_miss()
+    loss = product(exp_scaled(log_miss, gamma), -log_p)
     if alpha is not None:
         loss = product(rows.per_class(alpha), loss)
     return rows.reduce(rows.expect(loss), reduction=reduction, normalizer=normalizer)

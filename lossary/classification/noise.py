@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
@@ -856,14 +857,14 @@ def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
 
 
 def _gce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    log_p = _log_p(rows.log_p(), rows.log_miss()).squeeze(rows.dim)
+    log_p = F.logsigmoid(rows.log_odds())
     q = torch.as_tensor(q, dtype=log_p.dtype, device=log_p.device)
     limit = q == 0
     return torch.where(limit, -log_p, -torch.expm1(q * log_p) / torch.where(limit, 1.0, q))
 
 
 def _mae(rows: ClassRows) -> Tensor:
-    return rows.log_miss().squeeze(rows.dim).exp()
+    return torch.sigmoid(-rows.log_odds())
 
 
 def _nmae(rows: ClassRows) -> Tensor:
@@ -871,7 +872,8 @@ def _nmae(rows: ClassRows) -> Tensor:
 
 
 def _focal(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    return product(exp_scaled(rows.log_miss(), gamma), -rows.log_p()).squeeze(rows.dim)
+    log_p, log_miss = rows.log_p_and_miss()
+    return product(exp_scaled(log_miss, gamma), -log_p).squeeze(rows.dim)
 
 
 _ACTIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {

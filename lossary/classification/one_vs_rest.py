@@ -455,8 +455,7 @@ def _one_vs_rest(rows: ClassRows) -> Tensor:
 def _logit_margin(rows: ClassRows) -> Tensor:
     if rows.num_classes < 2:
         raise ValueError("input has one class; wanted at least 2 on the class axis.")
-    best_other = torch.where(rows.is_label(), -torch.inf, rows.logits).amax(rows.dim)
-    return best_other - rows.at_label(rows.logits)
+    return -rows.margin()
 
 
 def _class_rows(

@@ -80,7 +80,8 @@ def poly1_cross_entropy_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
-    loss = rows.expect(-rows.log_p() + epsilon * rows.log_miss().exp())
+    log_p, log_miss = rows.log_p_and_miss()
+    loss = rows.expect(-log_p + epsilon * log_miss.exp())
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -172,7 +173,8 @@ def poly_cross_entropy_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
-    loss = rows.expect(-rows.log_p() + _polynomial(rows.log_miss().exp(), epsilons, "epsilons"))
+    log_p, log_miss = rows.log_p_and_miss()
+    loss = rows.expect(-log_p + _polynomial(log_miss.exp(), epsilons, "epsilons"))
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -364,8 +366,8 @@ def poly1_focal_loss(
         sample_weight=sample_weight,
     )
     check_class_vector("alpha", alpha, rows.num_classes)
-    log_miss = rows.log_miss()
-    focal = product(exp_scaled(log_miss, gamma), -rows.log_p())
+    log_p, log_miss = rows.log_p_and_miss()
+    focal = product(exp_scaled(log_miss, gamma), -log_p)
     if alpha is not None:
         focal = product(rows.per_class(alpha), focal)
     loss = rows.expect(focal + epsilon * exp_scaled(log_miss, gamma + 1))

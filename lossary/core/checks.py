@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
@@ -23,6 +24,14 @@ def is_concrete(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or is_fake(tensor) or tensor.is_meta)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether the tensors are computed on eagerly with reverse-mode derivatives at most, no transform around them.
+
+    There an objective may use an ``autograd.Function`` that saves passes over its input; elsewhere the formula.
+    """
+    return all(map(is_concrete, tensors)) and forward_ad._current_level < 0
 
 
 def may_read_values(*tensors: Tensor | None) -> bool:
@@ -96,8 +105,16 @@ def check_class_vector(name: str, vector: Tensor | None, num_classes: int) -> No
     check_shape(name, vector, (num_classes,), "one number for each class of input's class axis")
 
 
-def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise ValueError if a label lies outside [0, num_classes) and is not ``ignore_index``; reads values."""
+def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Whether every label lies in [0, num_classes) and none is ``ignore_index``; reads values.
+
+    Raises ValueError if a label lies outside and is not ``ignore_index``.
+    """
+    if target.numel() == 0:
+        return True
+    low, high = (int(end) for end in target.aminmax())
+    if 0 <= low and high < num_classes:
+        return not (low <= ignore_index <= high and (target == ignore_index).any())
     wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if wrong.any():
         label = int(target[wrong].flatten()[0])
@@ -105,6 +122,7 @@ def check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
             f"target contains {label}; wanted class indices from 0 to {num_classes - 1} "
             f"(input has {num_classes} classes) or ignore_index={ignore_index}."
         )
+    return False
 
 
 def check_indices(name: str, index: Tensor, size: int) -> None:
