@@ -11,6 +11,7 @@ from lossary.core.checks import check_class_vector, check_in_range
 from lossary.core.numerics import exp_scaled, product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows, label_entries
+from lossary.core.sigmoid import sigmoid_focal
 from lossary.core.types import Reduction
 
 
@@ -462,11 +463,7 @@ def poly1_sigmoid_focal_loss(
     check_in_range("gamma", gamma, 0.0)
     check_in_range("alpha", 0.0 if alpha is None else alpha, 0.0, 1.0)
     entries = label_entries(input, target, sample_weight=sample_weight)
-    log_miss = entries.log_miss()
-    focal = product(exp_scaled(log_miss, gamma), entries.mix(-entries.log_p(), -entries.log_not_p()))
-    if alpha is not None:
-        focal = product(entries.mix(alpha, 1 - alpha), focal)
-    loss = focal + epsilon * exp_scaled(log_miss, gamma + 1)
+    loss = entries.evaluate(lambda z, y: sigmoid_focal(z, y, alpha, gamma, epsilon), alpha, gamma, epsilon)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 

@@ -47,7 +47,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     0 * (+-inf) is 0 with gradient 0, as in (1 - p)^gamma * (-log p) and its limits.
     """
     plain = x * y
-    if may_read_values(plain) and plain.detach().sum().isfinite():  # no y is infinite, and no masks are needed
+    if may_read_values(plain) and math.isfinite(plain.detach().sum()):  # no y is infinite, and no masks are needed
         return plain
     infinite = y.detach().isinf()
     silent = (x == 0) & infinite

@@ -38,12 +38,14 @@ def margin(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """A class's logit minus the best of the others, whose gradient is shared where several are best; as log_odds."""
     if checks.is_plain(logits, label):
         return _Margin.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
-    others = torch.where(is_class(logits, label, dim), -math.inf, logits)
+    lowest = torch.finfo(logits.dtype).min
+    others = _without(logits, label, dim).clamp(min=lowest)
     best = others.detach().amax(dim, keepdim=True)
-    is_best = (others == best) & (best > -math.inf)
-    # Nothing but the gradient, shared among the best; that of amax takes more passes.
-    moves = torch.where(is_best, others - others.detach(), 0.0).sum(dim) / is_best.to(others.dtype).sum(dim).clamp(min=1)
-    return at_class(logits, label, dim) - best.squeeze(dim) - moves
+    # 0 with the gradient of the maximum, shared among the best; in numbers, since compiled masks are stored and slow.
+    is_best = 1 - (best - others.detach()).sign()
+    moves = (is_best * (others - others.detach())).sum(dim) / is_best.sum(dim)
+    best = best.squeeze(dim)
+    return at_class(logits, label, dim) - torch.where(best == lowest, -math.inf, best) - moves
 
 
 def is_class(logits: Tensor, label: Tensor, dim: int) -> Tensor:

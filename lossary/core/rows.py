@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.core import checks, numerics, others
+from lossary.core.slopes import Formula, with_slope
 from lossary.core.types import Reduction
 
 
@@ -380,6 +381,10 @@ class LabelEntries:
         self.logits = logits
         self.target = target
         self._sample_weight = sample_weight
+
+    def evaluate(self, formula: Formula, *hyperparameters: object) -> Tensor:
+        """Value of an elementwise formula ``(logits, target)`` that gives its derivative in the logits beside it."""
+        return with_slope(formula, self.logits, self.target, hyperparameters=hyperparameters)
 
     def log_p(self) -> Tensor:
         """Log of p = sigmoid(z)."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.core.checks import check_floating, check_in_range, check_shape, may_read_values
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import bin_rows, widen
 from lossary.core.types import Reduction
@@ -463,11 +463,13 @@ def hl_gauss_target(
     )
     # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
     reach = 0.0 if clamp else 100 * deviation**2 / width
-    value = target.detach().double().clamp(low - reach, low + span + reach)
-    edges = low + span * torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=target.device)
-    z = (edges - value.unsqueeze(-1)) / (math.sqrt(2) * deviation)
-    probability = torch.softmax(_log_normal_mass(z[..., :-1], z[..., 1:]), -1)
-    return probability.detach().to(widen(target).dtype)
+    value = target.detach().double().clamp(low - reach, low + span + reach).unsqueeze(-1)
+    dtype, scale = widen(target).dtype, (width / (math.sqrt(2) * deviation))
+    position = (value - low) / width  # split into bin and place in it, so that edges keep their digits in float32, too
+    bin = position.ceil() - 1
+    edges = torch.arange(num_bins + 1, dtype=dtype, device=target.device)
+    z = ((edges - bin.to(dtype)) - (position - bin).to(dtype)) * scale.to(dtype)
+    return _normal_mass(z, bin).detach()
 
 
 def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
@@ -623,14 +625,52 @@ def _position(value: Tensor, min_value: Tensor | float, max_value: Tensor | floa
     return ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
 
 
-def _log_normal_mass(left: Tensor, right: Tensor) -> Tensor:
-    """Log of erf(right) - erf(left) up to a constant, to full accuracy in the tails of both sides."""
-    mirrored = left + right < 0  # to the upper side, where erfc and erfcx keep their digits
-    near, far = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
-    tail = near > 0
-    s, t = torch.where(tail, near, 0.0), torch.where(tail, far, 1.0)
-    log_tail = -s.square() + torch.log(torch.special.erfcx(s) - torch.exp((s - t) * (s + t)) * torch.special.erfcx(t))
-    return torch.where(tail, log_tail, torch.log(torch.erfc(near) - torch.erfc(far)))
+def _normal_mass(z: Tensor, bin: Tensor) -> Tensor:
+    """Shares of the bins between edges ``z (..., B + 1)`` in the mass exp(-z^2) that lies between the outermost.
+
+    ``bin (..., 1)`` is the one that 0 lies in, -1 or B for one outside. Every share keeps its digits: from the side
+    that 0 is on, tails are differences of erfc(|z|), times exp(c^2) for a 0 at the distance c of the nearest edge.
+    """
+    distance = z[..., :1].relu() + (-z[..., -1:]).relu()
+    tail = torch.copysign(_scaled_erfc(z.abs(), distance), z)
+    inside = torch.where((bin >= 0) & (bin < z.shape[-1] - 1), 2.0, 0.0).to(z.dtype)
+    mass = tail[..., :-1] - tail[..., 1:]
+    home = bin.nan_to_num().clamp(0, z.shape[-1] - 2).long()
+    return mass.scatter_add(-1, home, inside) / (tail[..., :1] - tail[..., -1:] + inside)
+
+
+def _scaled_erfc(x: Tensor, c: Tensor) -> Tensor:
+    """exp(c^2) erfc(x) for x >= c >= 0."""
+    if x.dtype == torch.float64:
+        return torch.special.erfcx(x) * torch.exp((c - x) * (c + x))
+    if not may_read_values(x):
+        return _scaled_erfc_single(x, c)
+    scaled, far = torch.erfc(x), c.squeeze(-1) > 0  # few are, and the function for them takes long
+    scaled[far] = _scaled_erfc_single(x[far], c[far])
+    return scaled
+
+
+def _scaled_erfc_single(x: Tensor, c: Tensor) -> Tensor:
+    """To the digits of float32: the Chebyshev fit of Press et al., Numerical Recipes, section 6.2 (error 1.2e-7)."""
+    t = 1 / (1 + x / 2)
+    series = torch.zeros_like(t)
+    for coefficient in _ERFC:
+        series = series * t + coefficient
+    return t * torch.exp(series + (c - x) * (c + x))
+
+
+_ERFC = (
+    0.17087277,
+    -0.82215223,
+    1.48851587,
+    -1.13520398,
+    0.27886807,
+    -0.18628806,
+    0.09678418,
+    0.37409196,
+    1.00002368,
+    -1.26551223,
+)
 
 
 def _transitions(target: Any, num_bins: int) -> dict[str, Any]:
