@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
-from lossary.core.numerics import exp_scaled, product
+from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import LabelEntries, class_rows, label_entries
 from lossary.core.sigmoid import softplus_pair, yes_no
@@ -169,11 +169,13 @@ def asymmetric_softmax_loss(
         index_only=True,
     )
     log_p = rows.log_p()
-    is_label = rows.on_support(rows.is_label())
     positive, negative = (torch.as_tensor(g, dtype=log_p.dtype, device=log_p.device) for g in (gamma_pos, gamma_neg))
-    log_miss = torch.where(is_label, rows.log_miss_of_label().unsqueeze(rows.dim), log_p)
-    focusing = exp_scaled(log_miss, torch.where(is_label, positive, negative))
-    return rows.reduce(rows.expect(product(focusing, -log_p)), reduction=reduction, normalizer=normalizer)
+    log_focusing = product(positive, rows.log_miss_of_label())
+    if rows.hard:
+        log_focusing = log_focusing.unsqueeze(rows.dim)
+    else:
+        log_focusing = rows.replaced(product(negative, log_p), log_focusing)
+    return rows.reduce(rows.expect(product(log_focusing.exp(), -log_p)), reduction=reduction, normalizer=normalizer)
 
 
 class AsymmetricSoftmaxLoss(Objective):

@@ -846,13 +846,12 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    log_miss = rows.log_miss_of_all()
-    focal = product(exp_scaled(log_miss, gamma), _log_p(rows.log_softmax(), log_miss))
+    focal = product(exp_scaled(rows.log_miss_of_all(), gamma), rows.exact_log_softmax())
     return rows.at_label(focal) / focal.sum(rows.dim)
 
 
 def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    one_minus_power = -torch.expm1(q * _log_p(rows.log_softmax(), rows.log_miss_of_all()))
+    one_minus_power = -torch.expm1(q * rows.exact_log_softmax())
     return rows.at_label(one_minus_power) / one_minus_power.sum(rows.dim)
 
 
@@ -889,13 +888,6 @@ _PASSIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
     "nrce": lambda rows, gamma, q: _nmae(rows),
     "nmae": lambda rows, gamma, q: _nmae(rows),
 }
-
-
-def _log_p(log_p: Tensor, log_miss: Tensor) -> Tensor:
-    """Log-probabilities that keep their relative precision near p = 1, where log-softmax rounds to 0."""
-    likely = log_p > -0.5
-    miss = torch.where(likely, log_miss, -1.0).exp()
-    return torch.where(likely, torch.log1p(-miss), log_p)
 
 
 def _label(rows: ClassRows) -> Tensor:

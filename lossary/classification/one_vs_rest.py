@@ -449,7 +449,8 @@ def _share_of_hardest(
 
 
 def _one_vs_rest(rows: ClassRows) -> Tensor:
-    return -torch.where(rows.is_label(), F.logsigmoid(rows.logits), F.logsigmoid(-rows.logits)).sum(rows.dim)
+    wrong_way = rows.replaced(rows.logits, -rows.at_label(rows.logits))
+    return F.softplus(wrong_way, threshold=50).sum(rows.dim)
 
 
 def _logit_margin(rows: ClassRows) -> Tensor:

@@ -54,6 +54,14 @@ def is_class(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     return classes.reshape([-1] + [1] * (logits.ndim - 1 - dim)) == label
 
 
+def replaced(values: Tensor, label: Tensor, dim: int, own: Tensor | float) -> Tensor:
+    """Values ``(N, C, ...)`` with ``own``, a number or ``(N, ...)``, at the class."""
+    own = own.unsqueeze(dim) if isinstance(own, Tensor) else values.new_full((), own)
+    if torch.compiler.is_compiling():  # a part of the loop that reads it
+        return torch.where(is_class(values, label, dim), own, values)
+    return values.scatter(dim, label, own.expand_as(label))
+
+
 def at_class(values: Tensor, label: Tensor, dim: int) -> Tensor:
     """Values ``(N, C, ...)`` at the class ``(N, ...)``."""
     if not values.is_floating_point():

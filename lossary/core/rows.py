@@ -96,7 +96,7 @@ class ClassRows:
         if self.hard:
             odds = self.log_odds().unsqueeze(self.dim)
             return F.logsigmoid(odds), F.logsigmoid(-odds)
-        return self.log_softmax(), self.log_miss_of_all()
+        return self._log_p_and_miss_of_all()
 
     def log_miss(self) -> Tensor:
         """Log of 1 - p on the support ``(N, K, ...)``; see :meth:`log_p_and_miss`."""
@@ -108,12 +108,11 @@ class ClassRows:
 
     def log_miss_of_all(self) -> Tensor:
         """Log of 1 - p of all classes ``(N, C, ...)``."""
-        log_p = self.log_softmax()
-        # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
-        top = log_p.detach().argmax(self.dim, keepdim=True)
-        is_top = others.is_class(log_p, top, self.dim)
-        of_top = F.logsigmoid(-others.log_odds(self.logits, top, self.dim)).unsqueeze(self.dim)
-        return torch.where(is_top, of_top, torch.log1p(-torch.exp(torch.where(is_top, -1.0, log_p))))
+        return self._log_p_and_miss_of_all()[1]
+
+    def exact_log_softmax(self) -> Tensor:
+        """As :meth:`log_softmax`, with all digits of the log of a probability near 1."""
+        return self._log_p_and_miss_of_all()[0]
 
     def good_labels(self) -> Tensor | None:
         """Where the label lies in range ``(N, ...)``, ignored rows aside; None where every one is known to."""
@@ -132,6 +131,10 @@ class ClassRows:
     def is_label(self) -> Tensor:
         """``(N, C, ...)`` bool, True at the label. Index targets only."""
         return others.is_class(self.logits, self._label(), self.dim)
+
+    def replaced(self, values: Tensor, own: Tensor | float) -> Tensor:
+        """Values of all classes ``(N, C, ...)`` with ``own``, a number or ``(N, ...)``, at the label."""
+        return others.replaced(values, self._label(), self.dim, own)
 
     def margin(self) -> Tensor:
         """The label's logit minus the best of the others ``(N, ...)``. Index targets only."""
@@ -216,6 +219,17 @@ class ClassRows:
             reduction=reduction,
             normalizer=normalizer,
             nothing_is_zero=nothing_is_zero,
+        )
+
+    def _log_p_and_miss_of_all(self) -> tuple[Tensor, Tensor]:
+        # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
+        log_p = self.log_softmax()
+        top = log_p.detach().argmax(self.dim, keepdim=True)
+        odds = others.log_odds(self.logits, top, self.dim)
+        log_miss = torch.log1p(-others.replaced(log_p, top, self.dim, -1.0).exp())
+        return (
+            others.replaced(log_p, top, self.dim, F.logsigmoid(odds)),
+            others.replaced(log_miss, top, self.dim, F.logsigmoid(-odds)),
         )
 
     def _label(self) -> Tensor:

@@ -17,6 +17,7 @@ from lossary.core.checks import is_concrete
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
 
+
 def with_slope(formula: Formula, x: Tensor, *constants: Tensor, hyperparameters: Sequence[object] = ()) -> Tensor:
     """Value of a formula in x whose second result is the derivative in x.
 
