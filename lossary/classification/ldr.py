@@ -459,7 +459,7 @@ def _gaps(rows: ClassRows, f: Tensor, margin: Tensor | float) -> Tensor:
 
 
 def _soft_maximum(x: Tensor, temperature: Tensor | float, dim: int, *, positive: bool = False) -> Tensor:
-    """temperature x log mean exp(x / temperature); its limit at 0 is max, unless ``positive``. One for all, or a row."""
+    """temperature x log mean exp(x / temperature), max at 0 unless ``positive``. One for all, or a row."""
     if not isinstance(temperature, Tensor) and temperature == 0:
         return x.amax(dim)
     t = torch.as_tensor(temperature, dtype=x.dtype, device=x.device)

@@ -89,7 +89,7 @@ def hl_gauss_loss(
         clamp=clamp,
     )
     rows = bin_rows(input, probability, sample_weight=sample_weight)
-    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
 
 
 class HLGaussLoss(Objective):
@@ -205,7 +205,7 @@ def two_hot_loss(
     bins = _check_values(input, target, num_bins)
     probability = two_hot_target(target, min_value=min_value, max_value=max_value, num_bins=bins)
     rows = bin_rows(input, probability, sample_weight=sample_weight)
-    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
 
 
 class TwoHotLoss(Objective):
@@ -305,7 +305,7 @@ def categorical_td_loss(
     """
     target = categorical_projection(next_probs, reward, discount, min_value=min_value, max_value=max_value)
     rows = bin_rows(input, target, sample_weight=sample_weight, name="next_probs")
-    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
 
 
 class CategoricalTDLoss(Objective):
