@@ -650,7 +650,8 @@ def _normal_mass(away: Tensor, distance: Tensor, home: Tensor) -> Tensor:
 def _scaled_erfc(x: Tensor, c: Tensor) -> Tensor:
     """exp(c^2) erfc(x + c) for x, c >= 0."""
     if x.dtype == torch.float64:
-        return torch.special.erfcx(x + c) * torch.exp(-x * (x + 2 * c))
+        scaled: Tensor = torch.special.erfcx(x + c) * torch.exp(-x * (x + 2 * c))
+        return scaled
     if not may_read_values(x):
         return _scaled_erfc_single(x, c)
     # Beyond 9 erfc is below 5e-37 and slow to compute. Few rows are far, where another function takes over.
