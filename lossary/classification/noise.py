@@ -771,9 +771,7 @@ def symmetric_cross_entropy_loss(
     check_in_range("beta", beta, 0.0)
     check_in_range("log_zero", log_zero, -float("inf"), 0.0, low_open=True, high_open=True)
     rows = _rows(input, target, weight, ignore_index, sample_weight)
-    return _reduce(
-        rows, -alpha * rows.at_label(rows.log_softmax()) - beta * log_zero * _mae(rows), reduction, normalizer
-    )
+    return _reduce(rows, -alpha * F.logsigmoid(rows.log_odds()) - beta * log_zero * _mae(rows), reduction, normalizer)
 
 
 class SymmetricCrossEntropyLoss(Objective):
@@ -879,7 +877,7 @@ _ACTIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
     "nce": lambda rows, gamma, q: _nce(rows),
     "nfl": lambda rows, gamma, q: _nfl(rows, gamma),
     "ngce": lambda rows, gamma, q: _ngce(rows, q),
-    "ce": lambda rows, gamma, q: -rows.at_label(rows.log_softmax()),
+    "ce": lambda rows, gamma, q: -F.logsigmoid(rows.log_odds()),
     "fl": lambda rows, gamma, q: _focal(rows, gamma),
 }
 _PASSIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
