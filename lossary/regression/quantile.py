@@ -79,7 +79,7 @@ def quantile_loss(
         check_shape("target", target, input.shape, "a real target for each prediction, as input")
 
     def formula(residual: Tensor) -> tuple[Tensor, Tensor]:
-        slope = q - (residual < 0).to(residual.dtype)
+        slope = q - (-residual.sign()).relu()  # q - 1 below 0; compiled, a mask takes many times as long
         return slope * residual, slope
 
     loss = with_slope(formula, target - input, hyperparameters=(q,))
