@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
@@ -180,4 +181,4 @@ class RescaledSquareLoss(Objective):
 
 def _sum_of_wrong_squares(rows: ClassRows) -> Tensor:
     # Masked, not subtracted: sum z^2 - z_y^2 cancels where the label's logit dominates.
-    return rows.replaced(rows.logits, 0.0).square().sum(rows.dim)
+    return torch.square(rows.replaced(rows.logits, 0.0)).sum(rows.dim)
