@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lossary.core import checks
-from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import label_entries
+from lossary.core.sigmoid import cross_entropy, yes_no
+from lossary.core.slopes import with_slope
 from lossary.core.types import Reduction
 
 _LOGIT_BOUND = math.log((1 - 1e-7) / 1e-7)
@@ -74,8 +75,8 @@ def self_calibrating_bce_loss(
     checks.check_in_range("beta", beta, 0.0)
     entries = label_entries(input, target, sample_weight=sample_weight)
     strength = beta * _per_sample("alpha", alpha, entries.target)
-    t = (1 - 2 * strength) * entries.target + strength
-    loss = product(t, -entries.log_p()) + product(1 - t, -entries.log_not_p())
+    smoothed = (1 - 2 * strength) * entries.target + strength
+    loss = with_slope(_binary_cross_entropy, entries.logits, smoothed)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -526,3 +527,8 @@ def _per_sample(name: str, value: Tensor | float, target: Tensor) -> Tensor:
         return tensor
     checks.check_shape(name, tensor, target.shape[:1], "one number for each sample, or one for all")
     return tensor.reshape([-1] + [1] * (target.ndim - 1))
+
+
+def _binary_cross_entropy(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    yes, no, _, _ = yes_no(z, y)
+    return cross_entropy(z, y), no - yes

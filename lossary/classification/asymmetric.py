@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
-from lossary.core.numerics import exp_scaled, logaddexp, product
+from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import LabelEntries, class_rows, label_entries
+from lossary.core.sigmoid import softplus_pair, yes_no
 from lossary.core.types import Reduction
 
 
@@ -168,11 +169,13 @@ def asymmetric_softmax_loss(
         index_only=True,
     )
     log_p = rows.log_p()
-    is_label = rows.on_support(rows.is_label())
     positive, negative = (torch.as_tensor(g, dtype=log_p.dtype, device=log_p.device) for g in (gamma_pos, gamma_neg))
-    log_miss = torch.where(is_label, rows.log_miss_of_label().unsqueeze(rows.dim), log_p)
-    focusing = exp_scaled(log_miss, torch.where(is_label, positive, negative))
-    return rows.reduce(rows.expect(product(focusing, -log_p)), reduction=reduction, normalizer=normalizer)
+    log_focusing = product(positive, rows.log_miss_of_label())
+    if rows.hard:
+        log_focusing = log_focusing.unsqueeze(rows.dim)
+    else:
+        log_focusing = rows.replaced(product(negative, log_p), log_focusing)
+    return rows.reduce(rows.expect(product(log_focusing.exp(), -log_p)), reduction=reduction, normalizer=normalizer)
 
 
 class AsymmetricSoftmaxLoss(Objective):
@@ -380,17 +383,27 @@ def _asymmetric(
     detach_focusing: bool,
 ) -> Tensor:
     """The loss of each entry."""
-    y, log_p, log_not_p = entries.target, entries.log_p(), entries.log_not_p()
-    margin = torch.as_tensor(clip, dtype=y.dtype, device=y.device)
-    p = log_p.exp()
-    clipped = p <= margin
-    log_p_m = torch.where(clipped, -torch.inf, torch.where(clipped, 1.0, p - margin).log())
-    log_not_p_m = torch.where(clipped, 0.0, logaddexp(log_not_p, margin.log()))
-    log_base = logaddexp(y.log() + log_not_p, torch.log1p(-y) + log_p_m)
-    focusing = exp_scaled(log_base, entries.mix(gamma_pos, gamma_neg))
-    if detach_focusing:
-        focusing = focusing.detach()
-    return product(focusing, entries.mix(-log_p, -log_not_p_m))
+
+    def formula(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        yes, _, p, not_p = yes_no(z, y)
+        p_m = (p - clip).relu()
+        loss_yes, loss_no = softplus_pair(z)
+        if isinstance(clip, Tensor) or clip > 0:  # 0 alone lets the loss of a negative grow without bound
+            of_clip = -torch.log((not_p + clip).clamp(max=1.0))
+            loss_no = torch.where(torch.as_tensor(clip == 0), loss_no, of_clip) if isinstance(clip, Tensor) else of_clip
+        miss = (yes + (1 - y) * p_m).clamp(min=torch.finfo(z.dtype).tiny)
+        power = y * gamma_pos + (1 - y) * gamma_neg
+        focusing = torch.exp(power * miss.log())
+        focusing = focusing.detach() if detach_focusing else focusing
+        loss = product(y, loss_yes) + product(1 - y, loss_no)
+        p_m_slope = p * not_p * p_m.sign()
+        slope = (1 - y) * p_m_slope / (not_p + clip) - yes
+        if not detach_focusing:
+            # Where the loss is above 100, (p not_p) is below e^-80: no infinity must meet it.
+            slope = slope + power * ((1 - y) * p_m_slope - y * p * not_p) / miss * loss.clamp(max=100)
+        return product(focusing, loss), focusing * slope
+
+    return entries.evaluate(formula, gamma_neg, gamma_pos, clip)
 
 
 def _probability_gap(entries: LabelEntries) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.core.checks import check_floating, check_in_range
@@ -85,7 +86,8 @@ def encouraging_loss(
     )
     log_miss = rows.log_miss_of_label()
     bonus = rows.label_weight() * _bonus(log_miss.exp(), log_miss, log_end, eps)
-    return rows.reduce(rows.expect(-rows.log_p()) + bonus, reduction=reduction, normalizer=normalizer)
+    log_p = F.logsigmoid(rows.log_odds()).unsqueeze(rows.dim) if rows.hard else rows.log_softmax()
+    return rows.reduce(rows.expect(-log_p) + bonus, reduction=reduction, normalizer=normalizer)
 
 
 class EncouragingLoss(Objective):

@@ -13,6 +13,7 @@ from lossary.core.checks import check_class_vector, check_in_range
 from lossary.core.numerics import exp_scaled, product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows, label_entries
+from lossary.core.sigmoid import sigmoid_focal
 from lossary.core.types import Reduction
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -77,10 +78,7 @@ def sigmoid_focal_loss(
     check_in_range("gamma", gamma, 0.0)
     check_in_range("alpha", 0.0 if alpha is None else alpha, 0.0, 1.0)
     entries = label_entries(input, target, sample_weight=sample_weight)
-    cross_entropy = entries.mix(-entries.log_p(), -entries.log_not_p())
-    loss = product(exp_scaled(entries.log_miss(), gamma), cross_entropy)
-    if alpha is not None:
-        loss = product(entries.mix(alpha, 1 - alpha), loss)
+    loss = entries.evaluate(lambda z, y: sigmoid_focal(z, y, alpha, gamma), alpha, gamma)
     if reduction == "sum" and normalizer is not None:
         normalizer = torch.as_tensor(normalizer).clamp(min=1)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)
@@ -174,7 +172,8 @@ def focal_loss(
         sample_weight=sample_weight,
     )
     check_class_vector("alpha", alpha, rows.num_classes)
-    loss = product(exp_scaled(rows.log_miss(), gamma), -rows.log_p())
+    log_p, log_miss = rows.log_p_and_miss()
+    loss = product(exp_scaled(log_miss, gamma), -log_p)
     if alpha is not None:
         loss = product(rows.per_class(alpha), loss)
     return rows.reduce(rows.expect(loss), reduction=reduction, normalizer=normalizer)
@@ -261,8 +260,13 @@ def focal_star_loss(
     """
     check_in_range("gamma", gamma, 0.0, low_open=True)
     entries = label_entries(input, target, sample_weight=sample_weight)
-    steep = gamma * entries.logits
-    loss = entries.mix(-F.logsigmoid(beta + steep), -F.logsigmoid(beta - steep)) / gamma
+
+    def formula(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        of_yes, of_no = beta + gamma * z, beta - gamma * z
+        value = product(y, -F.logsigmoid(of_yes)) + product(1 - y, -F.logsigmoid(of_no))
+        return value / gamma, (1 - y) * torch.sigmoid(-of_no) - y * torch.sigmoid(-of_yes)
+
+    loss = entries.evaluate(formula, gamma, beta)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 

@@ -316,7 +316,7 @@ def aldr_kl_loss(
     f = _normalized(rows.logits, normalize, rows.dim)
     before = temperatures[index].to(f.dtype)
     after, pull = _next_temperature(f.detach(), before, temperature, alpha, rows.dim)
-    loss = _soft_maximum(_gaps(rows, f, margin), after, rows.dim) - pull
+    loss = _soft_maximum(_gaps(rows, f, margin), after, rows.dim, positive=True) - pull
     moves = torch.isfinite(after) if rows.keep is None else torch.isfinite(after) & rows.keep
     moved = torch.where(moves, after, before).to(temperatures.dtype)
     state = temperatures.detach().index_put((index,), moved)
@@ -455,25 +455,25 @@ def _normalized(z: Tensor, kind: str, dim: int) -> Tensor:
 
 def _gaps(rows: ClassRows, f: Tensor, margin: Tensor | float) -> Tensor:
     """delta_k = f_k - f_y + margin, 0 at the label."""
-    return torch.where(rows.is_label(), 0.0, f - rows.at_label(f).unsqueeze(rows.dim) + margin)
+    return rows.replaced(f - rows.at_label(f).unsqueeze(rows.dim) + margin, 0.0)
 
 
-def _soft_maximum(x: Tensor, temperature: Tensor | float, dim: int) -> Tensor:
-    """temperature x log mean exp(x / temperature), and its limit max at 0. ``temperature`` is one, or one a row."""
+def _soft_maximum(x: Tensor, temperature: Tensor | float, dim: int, *, positive: bool = False) -> Tensor:
+    """temperature x log mean exp(x / temperature), max at 0 unless ``positive``. One for all, or a row."""
+    if not isinstance(temperature, Tensor) and temperature == 0:
+        return x.amax(dim)
     t = torch.as_tensor(temperature, dtype=x.dtype, device=x.device)
-    cold = t == 0
-    safe = torch.where(cold, 1.0, t)
+    safe = torch.where(t == 0, 1.0, t)
     top = x.detach().amax(dim, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
     fall = (x - top) / (safe.unsqueeze(dim) if safe.ndim else safe)
     mean = fall.exp().mean(dim)
-    hot = mean > 0.5  # the logarithm would lose what a high temperature divides away
-    log_mean = torch.where(
-        hot,
-        torch.log1p(torch.expm1(torch.where(hot.unsqueeze(dim), fall, 0.0)).mean(dim)),
-        torch.where(hot, 1.0, mean).log(),
-    )
-    return torch.where(cold, x.amax(dim), top.squeeze(dim) + safe * log_mean)
+    log_mean = mean.log()
+    # A high temperature divides away what this logarithm sees, though not its derivative.
+    exact = torch.log1p(torch.expm1(fall.detach()).mean(dim))
+    log_mean = log_mean + torch.where(mean > 0.5, exact - log_mean, 0.0).detach()
+    value = top.squeeze(dim) + safe * log_mean
+    return torch.where(t == 0, x.amax(dim), value) if isinstance(temperature, Tensor) and not positive else value
 
 
 def _soft_top_mean(x: Tensor, temperature: Tensor | float, k: int, dim: int) -> Tensor:

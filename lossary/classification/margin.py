@@ -76,8 +76,8 @@ def ldam_loss(
         input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight, index_only=True
     )
     check_class_vector("margins", margins, rows.num_classes)
-    shifted = rows.logits - torch.where(rows.is_label(), rows.per_class(margins), 0.0)
-    loss = -rows.label_weight() * rows.at_label(F.log_softmax(scale * shifted, rows.dim))
+    shift = rows.per_class(margins).squeeze(rows.dim)
+    loss = -rows.label_weight() * F.logsigmoid(rows.log_odds(scale) - scale * shift)
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -189,8 +189,7 @@ def ldam_hinge_loss(
     check_class_vector("margins", margins, rows.num_classes)
     if rows.num_classes < 2:
         raise ValueError(f"input has shape {tuple(input.shape)}, one class; wanted at least 2 on the class axis.")
-    best_other = torch.where(rows.is_label(), -torch.inf, rows.logits).amax(rows.dim)
-    gap = best_other - rows.at_label(rows.logits) + rows.per_class(margins).squeeze(rows.dim)
+    gap = rows.per_class(margins).squeeze(rows.dim) - rows.margin()
     return rows.reduce(rows.label_weight() * gap.relu(), reduction=reduction, normalizer=normalizer)
 
 

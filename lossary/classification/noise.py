@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
@@ -770,9 +771,7 @@ def symmetric_cross_entropy_loss(
     check_in_range("beta", beta, 0.0)
     check_in_range("log_zero", log_zero, -float("inf"), 0.0, low_open=True, high_open=True)
     rows = _rows(input, target, weight, ignore_index, sample_weight)
-    return _reduce(
-        rows, -alpha * rows.at_label(rows.log_softmax()) - beta * log_zero * _mae(rows), reduction, normalizer
-    )
+    return _reduce(rows, -alpha * F.logsigmoid(rows.log_odds()) - beta * log_zero * _mae(rows), reduction, normalizer)
 
 
 class SymmetricCrossEntropyLoss(Objective):
@@ -845,25 +844,24 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    log_miss = rows.log_miss_of_all()
-    focal = product(exp_scaled(log_miss, gamma), _log_p(rows.log_softmax(), log_miss))
+    focal = product(exp_scaled(rows.log_miss_of_all(), gamma), rows.exact_log_softmax())
     return rows.at_label(focal) / focal.sum(rows.dim)
 
 
 def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    one_minus_power = -torch.expm1(q * _log_p(rows.log_softmax(), rows.log_miss_of_all()))
+    one_minus_power = -torch.expm1(q * rows.exact_log_softmax())
     return rows.at_label(one_minus_power) / one_minus_power.sum(rows.dim)
 
 
 def _gce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    log_p = _log_p(rows.log_p(), rows.log_miss()).squeeze(rows.dim)
+    log_p = F.logsigmoid(rows.log_odds())
     q = torch.as_tensor(q, dtype=log_p.dtype, device=log_p.device)
     limit = q == 0
     return torch.where(limit, -log_p, -torch.expm1(q * log_p) / torch.where(limit, 1.0, q))
 
 
 def _mae(rows: ClassRows) -> Tensor:
-    return rows.log_miss().squeeze(rows.dim).exp()
+    return torch.sigmoid(-rows.log_odds())
 
 
 def _nmae(rows: ClassRows) -> Tensor:
@@ -871,14 +869,15 @@ def _nmae(rows: ClassRows) -> Tensor:
 
 
 def _focal(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    return product(exp_scaled(rows.log_miss(), gamma), -rows.log_p()).squeeze(rows.dim)
+    log_p, log_miss = rows.log_p_and_miss()
+    return product(exp_scaled(log_miss, gamma), -log_p).squeeze(rows.dim)
 
 
 _ACTIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
     "nce": lambda rows, gamma, q: _nce(rows),
     "nfl": lambda rows, gamma, q: _nfl(rows, gamma),
     "ngce": lambda rows, gamma, q: _ngce(rows, q),
-    "ce": lambda rows, gamma, q: -rows.at_label(rows.log_softmax()),
+    "ce": lambda rows, gamma, q: -F.logsigmoid(rows.log_odds()),
     "fl": lambda rows, gamma, q: _focal(rows, gamma),
 }
 _PASSIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
@@ -887,13 +886,6 @@ _PASSIVE: dict[str, Callable[[ClassRows, Any, Any], Tensor]] = {
     "nrce": lambda rows, gamma, q: _nmae(rows),
     "nmae": lambda rows, gamma, q: _nmae(rows),
 }
-
-
-def _log_p(log_p: Tensor, log_miss: Tensor) -> Tensor:
-    """Log-probabilities that keep their relative precision near p = 1, where log-softmax rounds to 0."""
-    likely = log_p > -0.5
-    miss = torch.where(likely, log_miss, -1.0).exp()
-    return torch.where(likely, torch.log1p(-miss), log_p)
 
 
 def _label(rows: ClassRows) -> Tensor:

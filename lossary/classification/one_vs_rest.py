@@ -449,14 +449,14 @@ def _share_of_hardest(
 
 
 def _one_vs_rest(rows: ClassRows) -> Tensor:
-    return -torch.where(rows.is_label(), F.logsigmoid(rows.logits), F.logsigmoid(-rows.logits)).sum(rows.dim)
+    wrong_way = rows.replaced(rows.logits, -rows.at_label(rows.logits))
+    return F.softplus(wrong_way, threshold=50).sum(rows.dim)
 
 
 def _logit_margin(rows: ClassRows) -> Tensor:
     if rows.num_classes < 2:
         raise ValueError("input has one class; wanted at least 2 on the class axis.")
-    best_other = torch.where(rows.is_label(), -torch.inf, rows.logits).amax(rows.dim)
-    return best_other - rows.at_label(rows.logits)
+    return -rows.margin()
 
 
 def _class_rows(

@@ -11,6 +11,7 @@ from lossary.core.checks import check_class_vector, check_in_range
 from lossary.core.numerics import exp_scaled, product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows, label_entries
+from lossary.core.sigmoid import sigmoid_focal
 from lossary.core.types import Reduction
 
 
@@ -80,7 +81,8 @@ def poly1_cross_entropy_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
-    loss = rows.expect(-rows.log_p() + epsilon * rows.log_miss().exp())
+    log_p, log_miss = rows.log_p_and_miss()
+    loss = rows.expect(-log_p + epsilon * log_miss.exp())
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -172,7 +174,8 @@ def poly_cross_entropy_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
-    loss = rows.expect(-rows.log_p() + _polynomial(rows.log_miss().exp(), epsilons, "epsilons"))
+    log_p, log_miss = rows.log_p_and_miss()
+    loss = rows.expect(-log_p + _polynomial(log_miss.exp(), epsilons, "epsilons"))
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -364,8 +367,8 @@ def poly1_focal_loss(
         sample_weight=sample_weight,
     )
     check_class_vector("alpha", alpha, rows.num_classes)
-    log_miss = rows.log_miss()
-    focal = product(exp_scaled(log_miss, gamma), -rows.log_p())
+    log_p, log_miss = rows.log_p_and_miss()
+    focal = product(exp_scaled(log_miss, gamma), -log_p)
     if alpha is not None:
         focal = product(rows.per_class(alpha), focal)
     loss = rows.expect(focal + epsilon * exp_scaled(log_miss, gamma + 1))
@@ -460,11 +463,7 @@ def poly1_sigmoid_focal_loss(
     check_in_range("gamma", gamma, 0.0)
     check_in_range("alpha", 0.0 if alpha is None else alpha, 0.0, 1.0)
     entries = label_entries(input, target, sample_weight=sample_weight)
-    log_miss = entries.log_miss()
-    focal = product(exp_scaled(log_miss, gamma), entries.mix(-entries.log_p(), -entries.log_not_p()))
-    if alpha is not None:
-        focal = product(entries.mix(alpha, 1 - alpha), focal)
-    loss = focal + epsilon * exp_scaled(log_miss, gamma + 1)
+    loss = entries.evaluate(lambda z, y: sigmoid_focal(z, y, alpha, gamma, epsilon), alpha, gamma, epsilon)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 

@@ -181,4 +181,4 @@ class RescaledSquareLoss(Objective):
 
 def _sum_of_wrong_squares(rows: ClassRows) -> Tensor:
     # Masked, not subtracted: sum z^2 - z_y^2 cancels where the label's logit dominates.
-    return torch.where(rows.is_label(), 0.0, rows.logits).square().sum(rows.dim)
+    return torch.square(rows.replaced(rows.logits, 0.0)).sum(rows.dim)

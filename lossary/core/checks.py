@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
@@ -23,6 +24,14 @@ def is_concrete(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or is_fake(tensor) or tensor.is_meta)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether the tensors are computed on eagerly with reverse-mode derivatives at most, no transform around them.
+
+    There an objective may use an ``autograd.Function`` that saves passes over its input; elsewhere the formula.
+    """
+    return all(map(is_concrete, tensors)) and forward_ad._current_level < 0
 
 
 def may_read_values(*tensors: Tensor | None) -> bool:
@@ -125,6 +134,10 @@ def check_indices(name: str, index: Tensor, size: int) -> None:
 
 def check_unit_interval(name: str, tensor: Tensor) -> None:
     """Raise ValueError if a value lies outside [0, 1]; NaN passes, since it stays visible in the loss; reads values."""
+    if tensor.is_floating_point() and tensor.numel():  # one pass says most; a NaN hides the rest
+        low, high = tensor.aminmax()
+        if low >= 0 and high <= 1:
+            return
     wrong = (tensor < 0) | (tensor > 1)
     if wrong.any():
         raise ValueError(f"{name} contains {float(tensor[wrong].flatten()[0]):g}; wanted values in [0, 1].")

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lossary.core.checks import may_read_values
+
 _LOG_HALF = -math.log(2.0)
 
 
@@ -44,9 +46,21 @@ def product(x: Tensor, y: Tensor) -> Tensor:
 
     0 * (+-inf) is 0 with gradient 0, as in (1 - p)^gamma * (-log p) and its limits.
     """
+    plain = x * y
+    if may_read_values(plain) and math.isfinite(plain.detach().sum()):  # no y is infinite, and no masks are needed
+        return plain
     infinite = y.detach().isinf()
     silent = (x == 0) & infinite
     return torch.where(silent, 0.0, torch.where(infinite, x.detach(), x) * torch.where(silent, 0.0, y))
+
+
+def weighted_sum(weight: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Sum of ``weight`` * x along ``dim``, where a weight of 0 silences an infinite x."""
+    total = (weight * x).sum(dim)
+    if may_read_values(total) and not total.detach().isnan().any():  # no 0 met an infinity, and no masks are needed
+        return total
+    absent = weight == 0
+    return torch.where(absent, 0.0, weight * torch.where(absent, 0.0, x)).sum(dim)
 
 
 def logaddexp(x: Tensor, y: Tensor) -> Tensor:

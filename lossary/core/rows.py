@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossary.core import checks, numerics
+from lossary.core import checks, numerics, others
+from lossary.core.slopes import Formula, with_slope
 from lossary.core.types import Reduction
 
 
@@ -26,7 +27,7 @@ class ClassRows:
     Attributes:
         logits: ``(N, C, ...)``, at least float32; 0 in ignored rows.
         dim: Class axis: 1, or 0 for an unbatched input ``(C,)``.
-        keep: ``(N, ...)`` bool, False in ignored rows; None when no row can be ignored.
+        keep: ``(N, ...)`` bool, False in ignored rows; None when no row is ignored, as far as could be read.
         index: Labels ``(N, ...)``, 0 where ignored or invalid; None for probability targets.
         probability: Target probabilities ``(N, C, ...)`` after smoothing; None for index targets.
     """
@@ -54,6 +55,7 @@ class ClassRows:
         self._smoothing = label_smoothing
         self._sample_weight = sample_weight
         self._log_softmax: Tensor | None = None
+        self._log_odds: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -75,39 +77,68 @@ class ClassRows:
         """Log-probabilities on the support ``(N, K, ...)``."""
         return self.on_support(self.log_softmax())
 
-    def log_miss(self) -> Tensor:
-        """Log of 1 - p on the support ``(N, K, ...)``, from the *other* classes' probabilities.
+    def log_odds(self, scale: Tensor | float = 1.0) -> Tensor:
+        """Log of p / (1 - p) of the label ``(N, ...)``, from the *other* classes' logits. Index targets only.
+
+        ``logsigmoid`` of it is log p, and of its negative log(1 - p). ``scale`` multiplies the logits first.
+        """
+        if isinstance(scale, Tensor) or scale != 1:
+            return others.log_odds(scale * self.logits, self._label(), self.dim)
+        if self._log_odds is None:
+            self._log_odds = others.log_odds(self.logits, self._label(), self.dim)
+        return self._log_odds
+
+    def log_p_and_miss(self) -> tuple[Tensor, Tensor]:
+        """Logs of p and of 1 - p on the support, each ``(N, K, ...)``, from one pass of exponentials for a label alone.
 
         ``log1mexp(log p)`` loses everything when p is near 1 (in float32 5% at a logit gap of 14, 100% at 18).
         """
+        if self.hard:
+            odds = self.log_odds().unsqueeze(self.dim)
+            return F.logsigmoid(odds), F.logsigmoid(-odds)
+        return self._log_p_and_miss_of_all()
+
+    def log_miss(self) -> Tensor:
+        """Log of 1 - p on the support ``(N, K, ...)``; see :meth:`log_p_and_miss`."""
         return self.log_miss_of_label().unsqueeze(self.dim) if self.hard else self.log_miss_of_all()
 
     def log_miss_of_label(self) -> Tensor:
         """Log of 1 - p of the label ``(N, ...)``. Index targets only."""
-        return self._log_sum_of_others(self.is_label())
+        return F.logsigmoid(-self.log_odds())
 
     def log_miss_of_all(self) -> Tensor:
         """Log of 1 - p of all classes ``(N, C, ...)``."""
-        log_p = self.log_softmax()
-        # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
-        is_top = self._is(log_p.detach().argmax(self.dim, keepdim=True))
-        others = self._log_sum_of_others(is_top).unsqueeze(self.dim)
-        return torch.where(is_top, others, torch.log1p(-torch.exp(torch.where(is_top, -1.0, log_p))))
+        return self._log_p_and_miss_of_all()[1]
+
+    def exact_log_softmax(self) -> Tensor:
+        """As :meth:`log_softmax`, with all digits of the log of a probability near 1."""
+        return self._log_p_and_miss_of_all()[0]
 
     def good_labels(self) -> Tensor | None:
-        """Where the label lies in range ``(N, ...)``, ignored rows aside; None for probability targets."""
+        """Where the label lies in range ``(N, ...)``, ignored rows aside; None where every one is known to."""
         return self._valid
+
+    def kept(self) -> Tensor:
+        """``(N, ...)`` bool, False in ignored rows."""
+        if self.keep is None:
+            return torch.ones_like(self.logits.select(self.dim, 0), dtype=torch.bool)
+        return self.keep
 
     def at_label(self, values: Tensor) -> Tensor:
         """Values ``(N, C, ...)`` at the label ``(N, ...)``. Index targets only."""
-        if torch.compiler.is_compiling() and values.is_floating_point():
-            # Fused with what makes the values, which a gather and its gradient are not.
-            return torch.where(self.is_label(), values, 0.0).sum(self.dim)
-        return values.gather(self.dim, self._label()).squeeze(self.dim)
+        return others.at_class(values, self._label(), self.dim)
 
     def is_label(self) -> Tensor:
         """``(N, C, ...)`` bool, True at the label. Index targets only."""
-        return self._is(self._label())
+        return others.is_class(self.logits, self._label(), self.dim)
+
+    def replaced(self, values: Tensor, own: Tensor | float) -> Tensor:
+        """Values of all classes ``(N, C, ...)`` with ``own``, a number or ``(N, ...)``, at the label."""
+        return others.replaced(values, self._label(), self.dim, own)
+
+    def margin(self) -> Tensor:
+        """The label's logit minus the best of the others ``(N, ...)``. Index targets only."""
+        return others.margin(self.logits, self._label(), self.dim)
 
     def on_support(self, values: Tensor) -> Tensor:
         """Values of all classes ``(N, C, ...)`` taken to the support ``(N, K, ...)``."""
@@ -147,8 +178,7 @@ class ClassRows:
         """
         if self._weight is not None:
             values = self._weight.reshape([-1] + [1] * (self.logits.ndim - 1 - self.dim)) * values
-        absent = probability == 0
-        return torch.where(absent, 0.0, probability * torch.where(absent, 0.0, values)).sum(self.dim)
+        return numerics.weighted_sum(probability, values, self.dim)
 
     def masked(self, values: Tensor) -> Tensor:
         """Values of all classes ``(N, C, ...)`` with 0 in ignored rows, so that nothing there reaches a gradient."""
@@ -191,18 +221,21 @@ class ClassRows:
             nothing_is_zero=nothing_is_zero,
         )
 
+    def _log_p_and_miss_of_all(self) -> tuple[Tensor, Tensor]:
+        # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
+        log_p = self.log_softmax()
+        top = log_p.detach().argmax(self.dim, keepdim=True)
+        odds = others.log_odds(self.logits, top, self.dim)
+        log_miss = torch.log1p(-others.replaced(log_p, top, self.dim, -1.0).exp())
+        return (
+            others.replaced(log_p, top, self.dim, F.logsigmoid(odds)),
+            others.replaced(log_miss, top, self.dim, F.logsigmoid(-odds)),
+        )
+
     def _label(self) -> Tensor:
         if self.index is None:
             raise ValueError("target holds probabilities; this objective is defined for class indices (N, ...) only.")
         return self.index.unsqueeze(self.dim)
-
-    def _is(self, label: Tensor) -> Tensor:
-        """``(N, C, ...)`` bool, by comparison: unlike a scatter it becomes a part of the loop that reads it."""
-        classes = torch.arange(self.num_classes, device=label.device)
-        return classes.reshape([-1] + [1] * (self.logits.ndim - 1 - self.dim)) == label
-
-    def _log_sum_of_others(self, excluded: Tensor) -> Tensor:
-        return numerics.logsumexp(torch.where(excluded, -torch.inf, self.log_softmax()), self.dim)
 
 
 def reduce_rows(
@@ -363,6 +396,10 @@ class LabelEntries:
         self.target = target
         self._sample_weight = sample_weight
 
+    def evaluate(self, formula: Formula, *hyperparameters: object) -> Tensor:
+        """Value of an elementwise formula ``(logits, target)`` that gives its derivative in the logits beside it."""
+        return with_slope(formula, self.logits, self.target, hyperparameters=hyperparameters)
+
     def log_p(self) -> Tensor:
         """Log of p = sigmoid(z)."""
         return F.logsigmoid(self.logits)
@@ -482,12 +519,13 @@ def _class_rows(
             f"a class index for each row of {name} (class axis at dim {dim})"
             + ("" if index_only else ", or probabilities"),
         )
-        if checks.may_read_values(target):
-            checks.check_labels(target, num_classes, ignore_index)
-        keep = target != ignore_index
-        valid = (target >= 0) & (target < num_classes)
-        index = torch.where(valid & keep, target, 0).long()
-        logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
+        if checks.may_read_values(target) and checks.check_labels(target, num_classes, ignore_index):
+            index = target.long()  # every row counts: no masks, each of which is a pass over the logits
+        else:
+            keep = target != ignore_index
+            valid = (target >= 0) & (target < num_classes)
+            index = torch.where(valid & keep, target, 0).long()
+            logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
     return ClassRows(
         logits,
         dim=dim,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows
 from lossary.core.types import Reduction
@@ -90,8 +91,10 @@ def self_distillation_loss(
     check_floating("teacher_logits", teacher_logits)
     check_shape("teacher_logits", teacher_logits, input.shape, "a teacher's logits for each row of input")
     teacher = rows.masked(teacher_logits.detach().to(rows.logits.dtype) / temperature).softmax(rows.dim)
-    label = rows.is_label().to(teacher.dtype) * (1 - label_smoothing) + label_smoothing / rows.num_classes
-    loss = rows.expect_under(xi * teacher + (1 - xi) * label, -rows.log_softmax())
+    from_teacher = rows.expect_under(teacher, -rows.log_softmax())
+    from_label = rows.expect(-rows.on_support(rows.log_softmax()))
+    share = torch.as_tensor(xi, dtype=teacher.dtype, device=teacher.device)
+    loss = product(share, from_teacher) + product(1 - share, from_label)
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 

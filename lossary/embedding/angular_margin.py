@@ -413,8 +413,7 @@ def _cosine_rows(
 
 
 def _kept(rows: ClassRows) -> Tensor:
-    assert rows.keep is not None
-    return rows.keep.unsqueeze(-1)
+    return rows.kept().unsqueeze(-1)
 
 
 def _cross_entropy(rows: ClassRows, with_margin: Tensor, scale: Tensor | float) -> Tensor:

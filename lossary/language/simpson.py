@@ -385,14 +385,14 @@ def _soft_counts(
         rows = class_rows(input, target, ignore_index=ignore_index, sample_weight=sample_weight, index_only=True)
         checks.check_class_vector("weight", weight, rows.num_classes)
         assert rows.index is not None
-        assert rows.keep is not None
-        good = rows.good_labels()
-        assert good is not None
         if input.ndim != 2:
             raise ValueError(f"input has shape {tuple(input.shape)}; wanted (N, C) beside class indices.")
-        p = torch.where((good | ~rows.keep).unsqueeze(1), rows.log_softmax().exp(), math.nan)
+        p, good = rows.log_softmax().exp(), rows.good_labels()
+        if good is not None:
+            p = torch.where((good | ~rows.kept()).unsqueeze(1), p, math.nan)
         y = F.one_hot(rows.index, rows.num_classes).to(p.dtype)
-        live = rows.keep.to(p.dtype) if sample_weight is None else rows.keep * sample_weight.to(p.dtype)
+        live = rows.kept().to(p.dtype)
+        live = live if sample_weight is None else live * sample_weight.to(p.dtype)
         share = p.new_ones(rows.num_classes) if weight is None else weight.to(p.dtype)
         return p, y, live.unsqueeze(1), share / share.sum()
     if weight is not None:

@@ -160,8 +160,7 @@ def boundary_weighted_cross_entropy(
         rows = _sentence_rows(input, target, weight, ignore_index, sample_weight)
         return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
     rows = _sentence_rows(input, target, None, ignore_index, sample_weight)
-    assert rows.keep is not None
-    count = (rows.is_label() & rows.keep.unsqueeze(-1)).to(rows.logits.dtype).flatten(0, -2).sum(0)
+    count = (rows.is_label() & rows.kept().unsqueeze(-1)).to(rows.logits.dtype).flatten(0, -2).sum(0)
     balanced = torch.where(count > 0, count.sum() / (rows.num_classes * count.clamp(min=1)), 0.0)
     loss = rows.expect(-rows.on_support(balanced.expand_as(rows.logits)) * rows.log_p())
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)

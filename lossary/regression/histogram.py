@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.core.checks import check_floating, check_in_range, check_shape, may_read_values
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import bin_rows, widen
 from lossary.core.types import Reduction
@@ -89,7 +89,7 @@ def hl_gauss_loss(
         clamp=clamp,
     )
     rows = bin_rows(input, probability, sample_weight=sample_weight)
-    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
 
 
 class HLGaussLoss(Objective):
@@ -205,7 +205,7 @@ def two_hot_loss(
     bins = _check_values(input, target, num_bins)
     probability = two_hot_target(target, min_value=min_value, max_value=max_value, num_bins=bins)
     rows = bin_rows(input, probability, sample_weight=sample_weight)
-    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
 
 
 class TwoHotLoss(Objective):
@@ -305,7 +305,7 @@ def categorical_td_loss(
     """
     target = categorical_projection(next_probs, reward, discount, min_value=min_value, max_value=max_value)
     rows = bin_rows(input, target, sample_weight=sample_weight, name="next_probs")
-    return rows.reduce(rows.expect(-rows.log_p()), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
 
 
 class CategoricalTDLoss(Objective):
@@ -463,11 +463,17 @@ def hl_gauss_target(
     )
     # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
     reach = 0.0 if clamp else 100 * deviation**2 / width
-    value = target.detach().double().clamp(low - reach, low + span + reach)
-    edges = low + span * torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=target.device)
-    z = (edges - value.unsqueeze(-1)) / (math.sqrt(2) * deviation)
-    probability = torch.softmax(_log_normal_mass(z[..., :-1], z[..., 1:]), -1)
-    return probability.detach().to(widen(target).dtype)
+    value = target.detach().double().clamp(low - reach, low + span + reach).unsqueeze(-1)
+    dtype, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
+    edges = torch.arange(num_bins + 1, dtype=dtype, device=target.device)
+    position = (value - low) / width
+    nearest = position.clamp(0, num_bins)
+    home = (
+        nearest.ceil() - 1
+    )  # positions are split into bin and place in it, so that edges keep their digits in float32
+    away = ((edges - home.to(dtype)) - (nearest - home).to(dtype)) * scale.to(dtype)
+    distance = ((position - nearest).abs() * scale).to(dtype)
+    return _normal_mass(away, distance, home.nan_to_num().long()).detach()
 
 
 def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
@@ -495,7 +501,7 @@ def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tens
         Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.1.
     """
     check_floating("target", target)
-    return _share(target.detach().double(), min_value, max_value, num_bins).to(widen(target).dtype)
+    return _share(target.detach(), min_value, max_value, num_bins)
 
 
 def categorical_projection(
@@ -612,9 +618,11 @@ def _expectation(input: Tensor, positions: Tensor) -> Tensor:
 
 def _share(value: Tensor, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
     """Float64 values ``(...)``, clamped, as shares of their two neighbouring atoms ``(..., num_bins)``."""
-    position = _position(value, min_value, max_value, num_bins)
-    distance = position.unsqueeze(-1) - torch.arange(num_bins, dtype=torch.float64, device=value.device)
-    return torch.relu(1 - distance.abs())
+    position = _position(value.double(), min_value, max_value, num_bins).unsqueeze(-1)
+    home = position.floor()  # positions are split into atom and place above it, so that they keep their digits
+    dtype = widen(value).dtype
+    atoms = torch.arange(num_bins, dtype=dtype, device=value.device)
+    return torch.relu(1 - ((atoms - home.to(dtype)) - (position - home).to(dtype)).abs())
 
 
 def _position(value: Tensor, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
@@ -623,14 +631,56 @@ def _position(value: Tensor, min_value: Tensor | float, max_value: Tensor | floa
     return ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
 
 
-def _log_normal_mass(left: Tensor, right: Tensor) -> Tensor:
-    """Log of erf(right) - erf(left) up to a constant, to full accuracy in the tails of both sides."""
-    mirrored = left + right < 0  # to the upper side, where erfc and erfcx keep their digits
-    near, far = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
-    tail = near > 0
-    s, t = torch.where(tail, near, 0.0), torch.where(tail, far, 1.0)
-    log_tail = -s.square() + torch.log(torch.special.erfcx(s) - torch.exp((s - t) * (s + t)) * torch.special.erfcx(t))
-    return torch.where(tail, log_tail, torch.log(torch.erfc(near) - torch.erfc(far)))
+def _normal_mass(away: Tensor, distance: Tensor, home: Tensor) -> Tensor:
+    """Shares of the bins in the mass exp(-z^2) between the outermost edges.
+
+    Every share keeps its digits: masses are differences of tails erfc(|z|), scaled by exp(distance^2).
+
+    Args:
+        away: Edges ``(..., B + 1)`` as seen from the point of the interval that is nearest to z = 0.
+        distance: Of that point from z = 0, ``(..., 1)``.
+        home: The bin that ends at or after that point ``(..., 1)``, from -1; it holds mass of both tails.
+    """
+    tail = torch.copysign(_scaled_erfc(away.abs(), distance), away)
+    both = torch.where(home >= 0, 2 * _scaled_erfc(torch.zeros_like(distance), distance), 0.0)
+    mass = tail[..., :-1] - tail[..., 1:]
+    return mass.scatter_add_(-1, home.clamp(min=0), both) / (tail[..., :1] - tail[..., -1:] + both)
+
+
+def _scaled_erfc(x: Tensor, c: Tensor) -> Tensor:
+    """exp(c^2) erfc(x + c) for x, c >= 0."""
+    if x.dtype == torch.float64:
+        scaled: Tensor = torch.special.erfcx(x + c) * torch.exp(-x * (x + 2 * c))
+        return scaled
+    if not may_read_values(x):
+        return _scaled_erfc_single(x, c)
+    # Beyond 9 erfc is below 5e-37 and slow to compute. Few rows are far, where another function takes over.
+    scaled, far = torch.erfc(x.clamp(max=9)), c.squeeze(-1) > 0
+    scaled[far] = _scaled_erfc_single(x[far], c[far])
+    return scaled
+
+
+def _scaled_erfc_single(x: Tensor, c: Tensor) -> Tensor:
+    """To the digits of float32: the Chebyshev fit of Press et al., Numerical Recipes, section 6.2 (error 1.2e-7)."""
+    t = 1 / (1 + (x + c) / 2)
+    series = torch.zeros_like(t)
+    for coefficient in _ERFC:
+        series = series * t + coefficient
+    return t * torch.exp(series - x * (x + 2 * c))
+
+
+_ERFC = (
+    0.17087277,
+    -0.82215223,
+    1.48851587,
+    -1.13520398,
+    0.27886807,
+    -0.18628806,
+    0.09678418,
+    0.37409196,
+    1.00002368,
+    -1.26551223,
+)
 
 
 def _transitions(target: Any, num_bins: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lossary.core.checks import check_in_range, check_shape, may_read_values
 from lossary.core.objective import Kind, Objective, objective
+from lossary.core.slopes import with_slope
 from lossary.core.types import Reduction
 from lossary.core.values import reduce_values, widened
 
@@ -76,8 +77,12 @@ def quantile_loss(
     else:
         check_in_range("quantile", quantile, 0.0, 1.0, low_open=True, high_open=True)
         check_shape("target", target, input.shape, "a real target for each prediction, as input")
-    residual = target - input
-    loss = torch.where(residual < 0, q - 1, q) * residual
+
+    def formula(residual: Tensor) -> tuple[Tensor, Tensor]:
+        slope = q - (-residual.sign()).relu()  # q - 1 below 0; compiled, a mask takes many times as long
+        return slope * residual, slope
+
+    loss = with_slope(formula, target - input, hyperparameters=(q,))
     return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
 
 

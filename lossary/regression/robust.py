@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
 from lossary.core.objective import Kind, Objective, objective
+from lossary.core.slopes import with_slope
 from lossary.core.types import Reduction
 from lossary.core.values import like_first, reduce_values
 
@@ -58,11 +57,7 @@ def log_cosh_loss(
         2307.02694), regression losses. Implementations by ``cosh`` overflow at a residual of 89 in float32.
     """
     input, target = like_first("a real target for each entry", input=input, target=target)
-    size = (input - target).abs()
-    small = size < 1
-    near = torch.log1p(2 * torch.sinh(torch.where(small, size, 0.0) / 2).square())  # exact where log 2 would cancel
-    far = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
-    loss = torch.where(small, near, far)
+    loss = with_slope(_log_cosh, input - target)
     return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
 
 
@@ -129,8 +124,12 @@ def berhu_loss(
     """
     check_in_range("threshold", threshold, 0.0, low_open=True)
     input, target = like_first("a real target for each entry", input=input, target=target)
-    size = (input - target).abs()
-    loss = torch.where(size > threshold, (size.square() / threshold + threshold) / 2, size)
+
+    def formula(e: Tensor) -> tuple[Tensor, Tensor]:
+        size = e.abs()
+        return size + (size - threshold).relu().square() / (2 * threshold), e.sign() * (size / threshold).clamp(min=1)
+
+    loss = with_slope(formula, input - target, hyperparameters=(threshold,))
     return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
 
 
@@ -146,3 +145,10 @@ class BerHuLoss(Objective):
 
     def __init__(self, threshold: Tensor | float = 1.0, *, reduction: Reduction = "mean") -> None:
         super().__init__(threshold=threshold, reduction=reduction)
+
+
+def _log_cosh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Log cosh x and its derivative: by sinh, exact where log 2 would cancel, up to 40, and beyond along the line."""
+    size = x.abs()
+    value = torch.log1p(2 * torch.sinh(size.clamp(max=40) / 2).square()) + (size - 40).relu()
+    return value, torch.tanh(x)

@@ -95,14 +95,12 @@ def wasserstein_bin_loss(
     if root and p != 1:
         at_zero = loss == 0
         loss = torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, loss) ** (1 / p))
-    log_p = rows.log_p()
     if weight is not None:
-        loss = rows.expect(torch.ones_like(log_p)) * loss
-    cross_entropy = rows.expect(-log_p)
+        loss = rows.expect(torch.ones_like(rows.on_support(rows.logits))) * loss
     if isinstance(cross_entropy_weight, Tensor) or cross_entropy_weight != 0:  # 0 x inf is no loss
-        loss = loss + cross_entropy_weight * cross_entropy
+        loss = loss + cross_entropy_weight * rows.expect(-rows.log_p())
     if num_special_tokens and rows.index is not None:
-        loss = torch.where(rows.index < num_special_tokens, cross_entropy, loss)
+        loss = torch.where(rows.index < num_special_tokens, rows.expect(-rows.log_p()), loss)
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
