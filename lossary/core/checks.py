@@ -34,17 +34,18 @@ def is_plain(*tensors: Tensor) -> bool:
     return all(map(is_concrete, tensors)) and forward_ad._current_level < 0
 
 
-def may_read_values(*tensors: Tensor | None) -> bool:
+def may_read_values(*tensors: Tensor | None, waits: bool = False) -> bool:
     """Whether the values of the tensors can be looked at here and now.
 
-    False while compiling, under functorch transforms, on fake and meta tensors and on accelerators. The environment
-    variable ``LOSSARY_CHECKS`` set to ``always`` adds accelerators, set to ``never`` drops all.
+    False while compiling, under functorch transforms, on fake and meta tensors and on accelerators, unless the caller
+    ``waits`` for one anyway. The environment variable ``LOSSARY_CHECKS`` set to ``always`` adds accelerators, set to
+    ``never`` drops all.
     """
     setting = os.environ.get("LOSSARY_CHECKS", "")
     if torch.compiler.is_compiling() or setting == "never":
         return False
     return all(
-        is_concrete(tensor) and (tensor.device.type == "cpu" or setting == "always")
+        is_concrete(tensor) and (waits or tensor.device.type == "cpu" or setting == "always")
         for tensor in tensors
         if tensor is not None
     )

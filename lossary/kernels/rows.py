@@ -396,11 +396,8 @@ def head_rows(
     checks.check_class_vector("weight", weight, vocab)
     if target is not None:
         _check_target(target, input)
-    readable = target is not None and checks.may_read_values(target)
-    all_count = target is None or (readable and checks.check_labels(target, vocab, ignore_index))
     options = _options(
         input,
-        all_count=all_count,
         softcap=softcap,
         temperature=temperature,
         filter_eps=filter_eps,
@@ -412,6 +409,11 @@ def head_rows(
         block_rows=block_rows,
         block_vocab=block_vocab,
     )
+    # Kernels on a GPU wait once for what rows are ignored: that wait may as well check the labels.
+    waits = options.backend in ("cuda", "triton")
+    readable = target is not None and checks.may_read_values(target, waits=waits)
+    all_count = target is None or (readable and checks.check_labels(target, vocab, ignore_index))
+    options = options._replace(all_count=all_count)
     if sample_weight is not None:
         checks.check_shape("sample_weight", sample_weight, input.shape[:-1], "a weight for each row")
     if shift:
@@ -493,7 +495,6 @@ def _check_target(target: Tensor, input: Tensor) -> None:
 def _options(
     input: Tensor,
     *,
-    all_count: bool,
     softcap: float | None,
     temperature: Tensor | float,
     filter_eps: float | str | None,
@@ -538,7 +539,7 @@ def _options(
         deterministic=deterministic,
         block_rows=block_rows or 0,
         block_vocab=block_vocab or 0,
-        all_count=all_count,
+        all_count=False,
     )
 
 
