@@ -134,6 +134,22 @@ def test_kahan_sums_halves() -> None:
         assert distance(one, right) < 1e-2
 
 
+@pytest.mark.parametrize("given", [{}, {"label_smoothing": 0.1, "z_loss_weight": 0.01}], ids=str)
+@pytest.mark.parametrize("rows", [300, 5000])  # one block of rows, and two
+def test_the_mean(given: dict[str, Any], rows: int) -> None:
+    tensors = problem(rows, 1000, 96, bias=not given)  # smoothing over an entry of probability 0 is infinite
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    found = []
+    for head, backend in ((tensors, "cuda"), (wide, "reference")):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in head.items() if tensor.is_floating_point()}
+        loss = linear_cross_entropy(**{**head, **leaves}, **given, backend=backend)
+        with torch.no_grad():
+            torch.testing.assert_close(linear_cross_entropy(**{**head, **leaves}, **given, backend=backend), loss)
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))])
+    for mine, wanted in zip(*found, strict=True):
+        assert distance(mine, wanted) < 1e-5
+
+
 def test_no_logits_are_stored() -> None:
     rows, vocab, width = 4096, 65_536, 128
     tensors = {name: t.bfloat16() if t.is_floating_point() else t for name, t in problem(rows, vocab, width).items()}
