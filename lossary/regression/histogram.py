@@ -468,9 +468,7 @@ def hl_gauss_target(
     edges = torch.arange(num_bins + 1, dtype=dtype, device=target.device)
     position = (value - low) / width
     nearest = position.clamp(0, num_bins)
-    home = (
-        nearest.ceil() - 1
-    )  # positions are split into bin and place in it, so that edges keep their digits in float32
+    home = nearest.ceil() - 1  # positions are split into bin and place in it: in float32 edges keep their digits so
     away = ((edges - home.to(dtype)) - (nearest - home).to(dtype)) * scale.to(dtype)
     distance = ((position - nearest).abs() * scale).to(dtype)
     return _normal_mass(away, distance, home.nan_to_num().long()).detach()
