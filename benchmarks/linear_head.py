@@ -139,7 +139,9 @@ def measure(
     target = torch.randint(vocab, (rows,), generator=generator, device=device)
     results: dict[str, Result] = {}
     field = [
-        c for c in contenders(on_gpu) if options.only in c.name and not (c.dense and size == LARGEST and not on_gpu)
+        c
+        for c in contenders(on_gpu)
+        if any(name in c.name for name in options.only) and not (c.dense and size == LARGEST and not on_gpu)
     ]
     for turn in range(options.rounds + 1):  # the first turn warms up and compiles
         for contender in list(field):
@@ -202,7 +204,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--largest", action="store_true")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time over threads, on a machine that is not quiet")
-    parser.add_argument("--only", default="", help="contenders whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="contenders whose name contains one of these")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--scale", type=float, default=1.0, help="standard deviation of the logits")
