@@ -238,10 +238,8 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
     z = z.clamp(-bound, bound)
     largest = z.detach().abs().amax(dim, keepdim=True).clamp(min=eps)
     unit = z / largest  # so that no square overflows
-    outside = largest * torch.linalg.vector_norm(unit.detach(), p, dim, keepdim=True) > max_norm
-    unit = torch.where(outside, unit, 1.0)  # the norm has no gradient at 0
-    clipped = max_norm * unit / torch.linalg.vector_norm(unit, p, dim, keepdim=True)
-    return torch.where(outside, clipped, z).to(input.dtype)
+    norm = torch.linalg.vector_norm(unit, p, dim, keepdim=True)
+    return (unit * torch.minimum(max_norm / norm, largest)).to(input.dtype)  # largest leaves z as it was
 
 
 def logit_clip_bounds(num_classes: int, max_norm: float, p: float = 2.0) -> tuple[float, float]:

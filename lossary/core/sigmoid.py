@@ -36,7 +36,9 @@ class YesNo(NamedTuple):
 def yes_no(z: Tensor, y: Tensor) -> YesNo:
     """Probabilities of both sides."""
     bounded = z.clamp(-BOUND, BOUND)
-    p, not_p = bounded.sigmoid(), (-bounded).sigmoid()
+    odds_against = torch.exp(-bounded)
+    p = 1 / (1 + odds_against)
+    not_p = odds_against * p
     return YesNo(y * not_p, (1 - y) * p, p, not_p)
 
 

@@ -547,12 +547,11 @@ def categorical_projection(
     low, span = _interval(min_value, max_value, bins, next_probs, least=2)
     atoms = low + span * torch.linspace(0, 1, bins, dtype=torch.float64, device=next_probs.device)
     moved = reward.detach().double().unsqueeze(-1) + discount.detach().double().unsqueeze(-1) * atoms
-    position, q = _position(moved, min_value, max_value, bins), next_probs.detach().double()
+    position, q = _position(moved, min_value, max_value, bins), widen(next_probs.detach())
     below = position.nan_to_num().floor().clamp(max=bins - 2)
-    to_above = q * (position - below)
+    to_above = q * (position - below).to(q.dtype)
     below = below.long()
-    projected = torch.zeros_like(q).scatter_add(-1, below, q - to_above).scatter_add(-1, below + 1, to_above)
-    return projected.to(widen(next_probs).dtype)
+    return torch.zeros_like(q).scatter_add(-1, below, q - to_above).scatter_add(-1, below + 1, to_above)
 
 
 def histogram_mean(input: Tensor, *, min_value: Tensor | float, max_value: Tensor | float) -> Tensor:

@@ -148,7 +148,9 @@ class BerHuLoss(Objective):
 
 
 def _log_cosh(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Log cosh x and its derivative: by sinh, exact where log 2 would cancel, up to 40, and beyond along the line."""
+    """Log cosh x and its derivative, all digits kept: from e^|x| - 1 up to 40, and beyond along the line."""
     size = x.abs()
-    value = torch.log1p(2 * torch.sinh(size.clamp(max=40) / 2).square()) + (size - 40).relu()
-    return value, torch.tanh(x)
+    growth = torch.expm1(size.clamp(max=40))
+    power = growth + 1
+    value = torch.log1p(growth.square() / (2 * power)) + (size - 40).relu()
+    return value, torch.copysign(growth * (growth + 2) / (1 + power.square()), x)
