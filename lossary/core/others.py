@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lossary.core import checks
 
-
 _VANISHED = -80.0
 """Log of a share that adds nothing to 1 in any dtype, with room before numbers get slow to compute with."""
 

@@ -148,7 +148,7 @@ class BerHuLoss(Objective):
 
 
 def _log_cosh(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Log cosh x and its derivative: cosh x - 1 from e^|x| - 1, all digits kept, up to 40, and beyond along the line."""
+    """Log cosh x and its derivative: cosh x - 1 from e^|x| - 1, all digits kept; beyond 40 along the line."""
     size = x.abs()
     growth = torch.expm1(size.clamp(max=40))
     value = torch.log1p(growth.square() / (2 * growth + 2)) + (size - 40).relu()
