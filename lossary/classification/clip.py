@@ -239,7 +239,7 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
     largest = z.detach().abs().amax(dim, keepdim=True).clamp(min=eps)
     unit = z / largest  # so that no square overflows
     norm = torch.linalg.vector_norm(unit, p, dim, keepdim=True).clamp(min=0.5)  # at least 1, or 0 without gradient
-    return (unit * torch.minimum(max_norm / norm, largest)).to(input.dtype)  # largest leaves z as it was
+    return torch.where(largest * norm > max_norm, unit * (max_norm / norm), z).to(input.dtype)
 
 
 def logit_clip_bounds(num_classes: int, max_norm: float, p: float = 2.0) -> tuple[float, float]:
