@@ -43,14 +43,13 @@ def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
     if torch.compiler.is_compiling():
         return _ExactSoftmax.apply(logits, dim)  # type: ignore[no-untyped-call, no-any-return]
-    log_p, log_miss = exact_log_softmax(logits, dim)
+    log_p, log_miss = exact_log_softmax(logits, F.log_softmax(logits, dim), dim)
     return log_p, log_miss.exp()
 
 
-def exact_log_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Logs of p and of 1 - p of all classes, each with all digits; shaped as logits."""
+def exact_log_softmax(logits: Tensor, log_p: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Logs of p and of 1 - p of all classes, each with all digits, given their log-softmax; shaped as logits."""
     # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
-    log_p = F.log_softmax(logits, dim)
     top = log_p.detach().argmax(dim, keepdim=True)
     odds = log_odds(logits, top, dim)
     log_miss = torch.log1p(-replaced(log_p, top, dim, -1.0).exp())

@@ -96,7 +96,7 @@ class ClassRows:
         if self.hard:
             odds = self.log_odds().unsqueeze(self.dim)
             return F.logsigmoid(odds), F.logsigmoid(-odds)
-        return others.exact_log_softmax(self.logits, self.dim)
+        return others.exact_log_softmax(self.logits, self.log_softmax(), self.dim)
 
     def log_miss(self) -> Tensor:
         """Log of 1 - p on the support ``(N, K, ...)``; see :meth:`log_p_and_miss`."""
@@ -108,7 +108,7 @@ class ClassRows:
 
     def log_miss_of_all(self) -> Tensor:
         """Log of 1 - p of all classes ``(N, C, ...)``."""
-        return others.exact_log_softmax(self.logits, self.dim)[1]
+        return others.exact_log_softmax(self.logits, self.log_softmax(), self.dim)[1]
 
     def exact_softmax(self) -> tuple[Tensor, Tensor]:
         """Logs of p and 1 - p itself of all classes ``(N, C, ...)``, both with all digits."""
