@@ -234,14 +234,11 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
     check_floating("input", input)
     _check_norm(max_norm, p)
     z = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    bound = torch.finfo(z.dtype).max
+    bound = torch.finfo(z.dtype).max ** 0.75  # an infinite logit has its limit, and the factor keeps its digits
     z = z.clamp(-bound, bound)
     largest = z.detach().abs().amax(dim, keepdim=True).clamp(min=eps)
-    unit = z / largest  # so that no square overflows
-    outside = largest * torch.linalg.vector_norm(unit.detach(), p, dim, keepdim=True) > max_norm
-    unit = torch.where(outside, unit, 1.0)  # the norm has no gradient at 0
-    clipped = max_norm * unit / torch.linalg.vector_norm(unit, p, dim, keepdim=True)
-    return torch.where(outside, clipped, z).to(input.dtype)
+    norm = torch.linalg.vector_norm(z / largest, p, dim, keepdim=True).clamp(min=0.5)  # at least 1; 0 has no gradient
+    return (z * torch.where(largest * norm > max_norm, max_norm / norm / largest, 1.0)).to(input.dtype)
 
 
 def logit_clip_bounds(num_classes: int, max_norm: float, p: float = 2.0) -> tuple[float, float]:

@@ -844,12 +844,13 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    focal = product(exp_scaled(rows.log_miss_of_all(), gamma), rows.exact_log_softmax())
+    log_p, miss = rows.exact_softmax()
+    focal = product(miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma, log_p)  # no infinite slope at 0
     return rows.at_label(focal) / focal.sum(rows.dim)
 
 
 def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    one_minus_power = -torch.expm1(q * rows.exact_log_softmax())
+    one_minus_power = -torch.expm1(q * rows.exact_softmax()[0])
     return rows.at_label(one_minus_power) / one_minus_power.sum(rows.dim)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lossary.core import checks
 
+_VANISHED = -80.0
+"""Log of a share that adds nothing to 1 in any dtype, with room before numbers get slow to compute with."""
+
 
 def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """Log of p / (1 - p) of a class: its logit over the logsumexp of the others' logits.
@@ -29,9 +32,28 @@ def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     Returns:
         ``(N, ...)``; infinite where there are no others.
     """
+    if torch.compiler.is_compiling():
+        return _CompiledLogOdds.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
     if checks.is_plain(logits, label):
         return _LogOdds.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
     return _log_odds(logits, label, dim)
+
+
+def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
+    if torch.compiler.is_compiling():
+        return _ExactSoftmax.apply(logits, dim)  # type: ignore[no-untyped-call, no-any-return]
+    log_p, log_miss = exact_log_softmax(logits, F.log_softmax(logits, dim), dim)
+    return log_p, log_miss.exp()
+
+
+def exact_log_softmax(logits: Tensor, log_p: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Logs of p and of 1 - p of all classes, each with all digits, given their log-softmax; shaped as logits."""
+    # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
+    top = log_p.detach().argmax(dim, keepdim=True)
+    odds = log_odds(logits, top, dim)
+    log_miss = torch.log1p(-replaced(log_p, top, dim, -1.0).exp())
+    return replaced(log_p, top, dim, F.logsigmoid(odds)), replaced(log_miss, top, dim, F.logsigmoid(-odds))
 
 
 def margin(logits: Tensor, label: Tensor, dim: int) -> Tensor:
@@ -114,6 +136,59 @@ class _LogOdds(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             share = _without(logits, label, ctx.dim).softmax(ctx.dim)
         return (-slope * share).scatter_(ctx.dim, label, slope), None, None
+
+
+class _CompiledLogOdds(torch.autograd.Function):
+    """Takes the exponentials again, a loop over the logits, and forms no number too small for the processor's speed."""
+
+    @staticmethod
+    def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        others = _without(logits, label, dim)
+        best = others.amax(dim, keepdim=True)
+        logsumexp = best + (others - best).clamp(min=_VANISHED).exp().sum(dim, keepdim=True).log()
+        empty = best == torch.finfo(best.dtype).min
+        return at_class(logits, label, dim) - torch.where(empty, -math.inf, logsumexp).squeeze(dim), logsumexp
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        logits, label, ctx.dim = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(logits, label, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, label, logsumexp = ctx.saved_tensors
+        slope = upstream[0].unsqueeze(ctx.dim)
+        log_share = _without(logits, label, ctx.dim) - logsumexp
+        share = torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
+        return replaced(-slope * share, label, ctx.dim, upstream[0]), None, None
+
+
+class _ExactSoftmax(torch.autograd.Function):
+    """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s)."""
+
+    @staticmethod
+    def forward(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        fall = logits - logits.amax(dim, keepdim=True)
+        power, is_best = torch.exp(fall), (fall == 0).to(fall.dtype)
+        rest = (power - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
+        return fall - torch.log1p(rest), (rest + (1 - power)) / (1 + rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        ctx.dim = inputs[1]
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        log_p, miss = ctx.saved_tensors
+        p = log_p.exp()
+        slope = upstream[0] - p * upstream[1]  # in log p
+        # At most one class has p above 1/2; in its sum over the others its own slope must not vanish by cancelling.
+        likely = slope * (p > 0.5)
+        rest = slope - likely
+        others = rest.sum(ctx.dim, keepdim=True) - rest + (likely.sum(ctx.dim, keepdim=True) - likely)
+        return slope * miss - p * others, None
 
 
 class _Margin(torch.autograd.Function):

@@ -96,7 +96,7 @@ class ClassRows:
         if self.hard:
             odds = self.log_odds().unsqueeze(self.dim)
             return F.logsigmoid(odds), F.logsigmoid(-odds)
-        return self._log_p_and_miss_of_all()
+        return others.exact_log_softmax(self.logits, self.log_softmax(), self.dim)
 
     def log_miss(self) -> Tensor:
         """Log of 1 - p on the support ``(N, K, ...)``; see :meth:`log_p_and_miss`."""
@@ -108,11 +108,11 @@ class ClassRows:
 
     def log_miss_of_all(self) -> Tensor:
         """Log of 1 - p of all classes ``(N, C, ...)``."""
-        return self._log_p_and_miss_of_all()[1]
+        return others.exact_log_softmax(self.logits, self.log_softmax(), self.dim)[1]
 
-    def exact_log_softmax(self) -> Tensor:
-        """As :meth:`log_softmax`, with all digits of the log of a probability near 1."""
-        return self._log_p_and_miss_of_all()[0]
+    def exact_softmax(self) -> tuple[Tensor, Tensor]:
+        """Logs of p and 1 - p itself of all classes ``(N, C, ...)``, both with all digits."""
+        return others.exact_softmax(self.logits, self.dim)
 
     def good_labels(self) -> Tensor | None:
         """Where the label lies in range ``(N, ...)``, ignored rows aside; None where every one is known to."""
@@ -219,17 +219,6 @@ class ClassRows:
             reduction=reduction,
             normalizer=normalizer,
             nothing_is_zero=nothing_is_zero,
-        )
-
-    def _log_p_and_miss_of_all(self) -> tuple[Tensor, Tensor]:
-        # At most one class can have p > 1/2, so only that one needs the sum over the others; below, 1 - p is exact.
-        log_p = self.log_softmax()
-        top = log_p.detach().argmax(self.dim, keepdim=True)
-        odds = others.log_odds(self.logits, top, self.dim)
-        log_miss = torch.log1p(-others.replaced(log_p, top, self.dim, -1.0).exp())
-        return (
-            others.replaced(log_p, top, self.dim, F.logsigmoid(odds)),
-            others.replaced(log_miss, top, self.dim, F.logsigmoid(-odds)),
         )
 
     def _label(self) -> Tensor:

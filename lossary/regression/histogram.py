@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lossary.core.checks import check_floating, check_in_range, check_shape, may_read_values
+from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
+from lossary.core.others import at_class
 from lossary.core.rows import bin_rows, widen
 from lossary.core.types import Reduction
+from lossary.core.values import reduce_values
 
 _INTERVAL = {"min_value": -3.0, "max_value": 3.0}
 
@@ -203,9 +206,13 @@ def two_hot_loss(
         and Shogi by Planning with a Learned Model (Nature 2020).
     """
     bins = _check_values(input, target, num_bins)
-    probability = two_hot_target(target, min_value=min_value, max_value=max_value, num_bins=bins)
-    rows = bin_rows(input, probability, sample_weight=sample_weight)
-    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
+    log_p = widen(input).log_softmax(-1)
+    position = _position(target.detach().double(), min_value, max_value, bins).unsqueeze(-1)
+    below = position.nan_to_num().floor().clamp(max=bins - 2)
+    above_share = (position - below).squeeze(-1).to(log_p.dtype)
+    of_below, of_above = (-at_class(log_p, atom.long(), input.ndim - 1) for atom in (below, below + 1))
+    loss = product(1 - above_share, of_below) + product(above_share, of_above)
+    return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
 
 
 class TwoHotLoss(Objective):
@@ -545,12 +552,11 @@ def categorical_projection(
     low, span = _interval(min_value, max_value, bins, next_probs, least=2)
     atoms = low + span * torch.linspace(0, 1, bins, dtype=torch.float64, device=next_probs.device)
     moved = reward.detach().double().unsqueeze(-1) + discount.detach().double().unsqueeze(-1) * atoms
-    position, q = _position(moved, min_value, max_value, bins), next_probs.detach().double()
+    position, q = _position(moved, min_value, max_value, bins), widen(next_probs.detach())
     below = position.nan_to_num().floor().clamp(max=bins - 2)
-    to_above = q * (position - below)
+    to_above = q * (position - below).to(q.dtype)
     below = below.long()
-    projected = torch.zeros_like(q).scatter_add(-1, below, q - to_above).scatter_add(-1, below + 1, to_above)
-    return projected.to(widen(next_probs).dtype)
+    return torch.zeros_like(q).scatter_add(-1, below, q - to_above).scatter_add(-1, below + 1, to_above)
 
 
 def histogram_mean(input: Tensor, *, min_value: Tensor | float, max_value: Tensor | float) -> Tensor:
