@@ -26,6 +26,12 @@ def is_concrete(tensor: Tensor) -> bool:
     return not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or is_fake(tensor) or tensor.is_meta)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, known while compiling, too."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def is_plain(*tensors: Tensor) -> bool:
     """Whether the tensors are computed on eagerly with reverse-mode derivatives at most, no transform around them.
 

@@ -32,7 +32,7 @@ def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     Returns:
         ``(N, ...)``; infinite where there are no others.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not checks.is_transformed():
         return _CompiledLogOdds.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
     if checks.is_plain(logits, label):
         return _LogOdds.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
@@ -41,7 +41,7 @@ def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
 
 def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not checks.is_transformed():
         return _ExactSoftmax.apply(logits, dim)  # type: ignore[no-untyped-call, no-any-return]
     log_p, log_miss = exact_log_softmax(logits, F.log_softmax(logits, dim), dim)
     return log_p, log_miss.exp()

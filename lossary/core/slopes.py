@@ -13,7 +13,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from lossary.core.checks import is_concrete
+from lossary.core.checks import is_transformed
 
 Formula = Callable[..., tuple[Tensor, Tensor]]
 
@@ -31,8 +31,7 @@ def with_slope(formula: Formula, x: Tensor, *constants: Tensor, hyperparameters:
         hyperparameters: What else the formula uses, numbers and 0-d tensors.
     """
     others = [*constants, *(h for h in hyperparameters if isinstance(h, Tensor))]
-    transformed = not torch.compiler.is_compiling() and not all(map(is_concrete, (x, *others)))
-    if transformed or forward_ad._current_level >= 0 or any(other.requires_grad for other in others):
+    if is_transformed() or forward_ad._current_level >= 0 or any(other.requires_grad for other in others):
         return formula(x, *constants)[0]
     return _WithSlope.apply(formula, x, *constants)[0]  # type: ignore[no-untyped-call, no-any-return]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lossary.classification import focal_loss, normalized_focal_loss, sigmoid_focal_loss
 from lossary.core import others
 
 SHAPES = [((5, 7), 1), ((3, 4, 2, 2), 1), ((2, 3, 6), 2), ((6,), 0)]
@@ -52,3 +53,22 @@ def test_several_best_share_the_gradient_of_a_margin() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(others.margin(logits, torch.tensor([[1]]), 1), logits)
     torch.testing.assert_close(gradient, torch.tensor([[-0.5, 1.0, -0.5]]))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        focal_loss,
+        normalized_focal_loss,
+        lambda z, t: sigmoid_focal_loss(z, (t.unsqueeze(-1) == torch.arange(5)).float()),
+    ],
+)
+def test_transforms_within_compile(objective) -> None:
+    logits, label = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(18).reshape(3, 6) % 5
+    for transformed in (
+        torch.func.vmap(torch.func.grad(objective)),
+        torch.func.vmap(objective),
+        torch.func.grad(lambda z, t: objective(z[0], t[0])),
+    ):
+        compiled = torch.compile(transformed, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(logits, label), transformed(logits, label))
