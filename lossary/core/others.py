@@ -105,7 +105,18 @@ def _without(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     return torch.where(is_class(logits, label, dim), torch.finfo(logits.dtype).min, logits)
 
 
-class _LogOdds(torch.autograd.Function):
+class _OfClass(torch.autograd.Function):
+    """Of ``(logits, label, dim)``; keeps these for the backward pass, and the second result, which has no gradient."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        logits, label, ctx.dim = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, label, output[1])
+
+
+class _LogOdds(_OfClass):
     """Saves the softmax over the others, which is the gradient of their logsumexp."""
 
     generate_vmap_rule = True
@@ -119,13 +130,6 @@ class _LogOdds(torch.autograd.Function):
         logsumexp = best - share.amax(dim, keepdim=True).log()
         odds = logits.gather(dim, label) - torch.where(best == lowest, -math.inf, logsumexp)
         return odds.squeeze(dim), share
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-        logits, label, ctx.dim = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, label, output[1])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
@@ -191,7 +195,7 @@ class _ExactSoftmax(torch.autograd.Function):
         return slope * miss - p * others, None
 
 
-class _Margin(torch.autograd.Function):
+class _Margin(_OfClass):
     """Finds the best others again by comparing, which the maximum saves two passes for."""
 
     generate_vmap_rule = True
@@ -200,13 +204,6 @@ class _Margin(torch.autograd.Function):
     def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         best = logits.scatter(dim, label, -math.inf).amax(dim, keepdim=True)
         return (logits.gather(dim, label) - best).squeeze(dim), best
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-        logits, label, ctx.dim = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, label, output[1])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:

@@ -397,19 +397,6 @@ class LabelEntries:
         """Log of 1 - p = sigmoid(-z)."""
         return F.logsigmoid(-self.logits)
 
-    def log_miss(self) -> Tensor:
-        """Log of the miss probability y (1 - p) + (1 - y) p."""
-        y = self.target
-        return numerics.logaddexp(y.log() + self.log_not_p(), torch.log1p(-y) + self.log_p())
-
-    def mix(self, positive: Tensor | float, negative: Tensor | float) -> Tensor:
-        """Sum of y x positive and (1 - y) x negative; a side without target mass gives 0 even if it is infinite."""
-        y = self.target
-        yes, no = (
-            torch.as_tensor(side, dtype=y.dtype, device=y.device).expand(y.shape) for side in (positive, negative)
-        )
-        return numerics.product(y, yes.expand(y.shape)) + numerics.product(1 - y, no.expand(y.shape))
-
     def reduce(self, values: Tensor, *, reduction: Reduction, normalizer: Tensor | float | None) -> Tensor:
         """Reduce a loss per entry; ``mean`` divides by the number of entries (or their summed ``sample_weight``)."""
         checks.check_reduction(reduction)

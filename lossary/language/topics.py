@@ -74,7 +74,8 @@ def boundary_focal_loss(
     checks.check_in_range("gamma", gamma, 0.0)
     checks.check_in_range("alpha", 0.0 if alpha is None else alpha, 0.0, 1.0)
     rows = _sentence_rows(input, target, weight, ignore_index, sample_weight)
-    focal = product(exp_scaled(rows.log_miss(), gamma), -rows.log_p())
+    log_p, log_miss = rows.log_p_and_miss()
+    focal = product(exp_scaled(log_miss, gamma), -log_p)
     if alpha is not None:
         is_boundary = rows.on_support(torch.arange(rows.num_classes, device=focal.device).expand_as(rows.logits)) > 0
         focal = product(torch.where(is_boundary, alpha, 1 - alpha).to(focal.dtype), focal)
