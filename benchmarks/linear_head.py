@@ -101,6 +101,7 @@ def contenders(on_gpu: bool) -> list[Contender]:
     return [
         *found,
         Contender("ours, cross-entropy", linear_cross_entropy, ours=True),
+        Contender("ours, 256 rows at once", lambda i, w, t: linear_cross_entropy(i, w, t, block_rows=256), ours=True),
         Contender("ours, any statistic", lambda i, w, t: -linear_head(i, w, t)["log_prob"].mean(), ours=True),
         Contender("plain focal", naive_focal, dense=True),
         Contender("ours, focal", linear_focal_loss, ours=True),
