@@ -40,6 +40,11 @@ def with_slope(formula: Formula, x: Tensor, *constants: Tensor, hyperparameters:
     return _WithSlope.apply(formula, in_blocks, x, *constants)[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
+def is_given() -> bool:
+    """Whether the derivative of what a formula computes here is the one it gives: what it does is not differentiated."""
+    return not torch.is_grad_enabled() and not is_transformed() and forward_ad._current_level < 0
+
+
 class _WithSlope(torch.autograd.Function):
     generate_vmap_rule = True
 
