@@ -1,6 +1,6 @@
 """What losses of independent yes/no labels share, each number exact at both ends and formed once.
 
-Everything follows from two sigmoids and one log(1 + exp(-|z|)), compiled both from one exponential. As they are, nothing
+Everything follows from two sigmoids and one log(1 + exp(-|z|)), compiled from one exponential. As they are, nothing
 is selected by masks, which cost more than all of these.
 """
 

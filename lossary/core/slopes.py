@@ -41,7 +41,7 @@ def with_slope(formula: Formula, x: Tensor, *constants: Tensor, hyperparameters:
 
 
 def is_given() -> bool:
-    """Whether the derivative of what a formula computes here is the one it gives: what it does is not differentiated."""
+    """Whether a formula's own derivative is taken, so that what it computes is not differentiated."""
     return not torch.is_grad_enabled() and not is_transformed() and forward_ad._current_level < 0
 
 
