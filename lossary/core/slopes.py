@@ -73,7 +73,7 @@ def _in_blocks(formula: Formula, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative block by block: whole intermediate results would go through memory."""
     results = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     size = BLOCK * torch.get_num_threads()
-    for value, slope, *block in zip(*(x.view(-1).split(size) for x in (*results, *inputs)), strict=True):
+    for value, slope, *block in zip(*(torch.split(x.view(-1), size) for x in (*results, *inputs)), strict=True):
         for result, made in zip((value, slope), formula(*block), strict=True):
             result.copy_(made)
     return results
