@@ -530,5 +530,5 @@ def _per_sample(name: str, value: Tensor | float, target: Tensor) -> Tensor:
 
 
 def _binary_cross_entropy(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    yes, no, _, _ = yes_no(z, y)
-    return cross_entropy(z, y), no - yes
+    yes, no, _, _, log_likely = yes_no(z, y)
+    return cross_entropy(z, y, log_likely), no - yes

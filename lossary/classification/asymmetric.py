@@ -385,22 +385,23 @@ def _asymmetric(
     """The loss of each entry."""
 
     def formula(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        yes, _, p, not_p = yes_no(z, y)
-        p_m = (p - clip).relu()
-        loss_yes, loss_no = softplus_pair(z)
+        yes, _, p, not_p, log_likely = yes_no(z, y)
+        no_share, p_m = 1 - y, (p - clip).relu()
+        loss_yes, loss_no = softplus_pair(z, log_likely)
         if isinstance(clip, Tensor) or clip > 0:  # 0 alone lets the loss of a negative grow without bound
             of_clip = -torch.log((not_p + clip).clamp(max=1.0))
             loss_no = torch.where(torch.as_tensor(clip == 0), loss_no, of_clip) if isinstance(clip, Tensor) else of_clip
-        miss = (yes + (1 - y) * p_m).clamp(min=torch.finfo(z.dtype).tiny)
-        power = y * gamma_pos + (1 - y) * gamma_neg
+        bounded = not isinstance(clip, Tensor) and clip > 0
+        loss = product(y, loss_yes) + (no_share * loss_no if bounded else product(no_share, loss_no))
+        miss = (yes + no_share * p_m).clamp(min=torch.finfo(z.dtype).tiny)
+        power = y * gamma_pos + no_share * gamma_neg
         focusing = torch.exp(power * miss.log())
         focusing = focusing.detach() if detach_focusing else focusing
-        loss = product(y, loss_yes) + product(1 - y, loss_no)
-        p_m_slope = p * not_p * p_m.sign()
-        slope = (1 - y) * p_m_slope / (not_p + clip) - yes
+        no_slope = no_share * (p * not_p * p_m.sign())
+        slope = no_slope / (not_p + clip) - yes
         if not detach_focusing:
             # Where the loss is above 100, (p not_p) is below e^-80: no infinity must meet it.
-            slope = slope + power * ((1 - y) * p_m_slope - y * p * not_p) / miss * loss.clamp(max=100)
+            slope = slope + (no_slope - yes * p) / miss * (power * loss.clamp(max=100))
         return product(focusing, loss), focusing * slope
 
     return entries.evaluate(formula, gamma_neg, gamma_pos, clip)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossary.core.checks import may_read_values
+from lossary.core.checks import is_transformed, may_read_values
 
 _LOG_HALF = -math.log(2.0)
 
@@ -49,8 +49,10 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     plain = x * y
     if may_read_values(plain) and math.isfinite(plain.detach().sum()):  # no y is infinite, and no masks are needed
         return plain
-    infinite = y.detach().isinf()
+    infinite = y.detach().abs() == math.inf  # compiled, isinf takes one number at a time
     silent = (x == 0) & infinite
+    if not torch.is_grad_enabled() and not is_transformed():  # nothing sends gradients
+        return torch.where(silent, 0.0, plain)
     return torch.where(silent, 0.0, torch.where(infinite, x.detach(), x) * torch.where(silent, 0.0, y))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lossary.core.checks import check_floating, check_in_range, check_shape, may_read_values
-from lossary.core.numerics import product
+from lossary.core.numerics import product, weighted_sum
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.others import at_class
 from lossary.core.rows import bin_rows, widen
@@ -82,17 +82,11 @@ def hl_gauss_loss(
         Imani, White: Improving Regression Performance with Distributional Losses (ICML 2018).
     """
     bins = _check_values(input, target, num_bins)
-    probability = hl_gauss_target(
-        target,
-        min_value=min_value,
-        max_value=max_value,
-        num_bins=bins,
-        sigma=sigma,
-        sigma_ratio=sigma_ratio,
-        clamp=clamp,
-    )
-    rows = bin_rows(input, probability, sample_weight=sample_weight)
-    return rows.reduce(-rows.expect(rows.log_p()), reduction=reduction, normalizer=normalizer)
+    p, at = _blurred(target, min_value, max_value, bins, sigma, sigma_ratio, clamp)
+    log_p = widen(input).log_softmax(-1)
+    log_p = log_p if at is None else log_p.gather(-1, at)
+    loss = -weighted_sum(p.to(log_p.dtype), log_p, -1)
+    return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
 
 
 class HLGaussLoss(Objective):
@@ -460,25 +454,8 @@ def hl_gauss_target(
     Source:
         Farebrother et al. (ICML 2024, arXiv 2403.03950), section 3.1 and appendix A.
     """
-    check_floating("target", target)
-    low, span = _interval(min_value, max_value, num_bins, target)
-    for name, number in (("sigma", 1.0 if sigma is None else sigma), ("sigma_ratio", sigma_ratio)):
-        check_in_range(name, number, 0.0, low_open=True)
-    width = span / num_bins
-    deviation = (
-        sigma_ratio * width if sigma is None else torch.as_tensor(sigma, dtype=torch.float64, device=target.device)
-    )
-    # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
-    reach = 0.0 if clamp else 100 * deviation**2 / width
-    value = target.detach().double().clamp(low - reach, low + span + reach).unsqueeze(-1)
-    dtype, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
-    edges = torch.arange(num_bins + 1, dtype=dtype, device=target.device)
-    position = (value - low) / width
-    nearest = position.clamp(0, num_bins)
-    home = nearest.ceil() - 1  # positions are split into bin and place in it: in float32 edges keep their digits so
-    away = ((edges - home.to(dtype)) - (nearest - home).to(dtype)) * scale.to(dtype)
-    distance = ((position - nearest).abs() * scale).to(dtype)
-    return _normal_mass(away, distance, home.nan_to_num().long()).detach()
+    p, at = _blurred(target, min_value, max_value, num_bins, sigma, sigma_ratio, clamp)
+    return p if at is None else p.new_zeros((*target.shape, num_bins)).scatter(-1, at, p)
 
 
 def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
@@ -550,9 +527,11 @@ def categorical_projection(
             check_shape(name, tensor, next_probs.shape[:-1], "a number for each row of next_probs (bins last)")
     bins = next_probs.shape[-1] if next_probs.ndim else 0
     low, span = _interval(min_value, max_value, bins, next_probs, least=2)
-    atoms = low + span * torch.linspace(0, 1, bins, dtype=torch.float64, device=next_probs.device)
-    moved = reward.detach().double().unsqueeze(-1) + discount.detach().double().unsqueeze(-1) * atoms
-    position, q = _position(moved, min_value, max_value, bins), widen(next_probs.detach())
+    q, gamma = widen(next_probs.detach()), discount.detach().double().unsqueeze(-1)
+    atoms = torch.arange(bins, dtype=torch.float64, device=q.device)
+    # In units of the atoms' spacing, from the first of them on.
+    start = (reward.detach().double().unsqueeze(-1) + (gamma - 1) * low) / span * (bins - 1)
+    position = (start + gamma * atoms).clamp(0.0, bins - 1)
     below = position.nan_to_num().floor().clamp(max=bins - 2)
     to_above = q * (position - below).to(q.dtype)
     below = below.long()
@@ -635,13 +614,58 @@ def _position(value: Tensor, min_value: Tensor | float, max_value: Tensor | floa
     return ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
 
 
+def _blurred(
+    target: Tensor,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    num_bins: int,
+    sigma: Tensor | float | None,
+    sigma_ratio: Tensor | float,
+    clamp: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Shares of the bins that have one, ``(..., W)``, and which bins these are; None where W is all of them."""
+    check_floating("target", target)
+    low, span = _interval(min_value, max_value, num_bins, target)
+    for name, number in (("sigma", 1.0 if sigma is None else sigma), ("sigma_ratio", sigma_ratio)):
+        check_in_range(name, number, 0.0, low_open=True)
+    width = span / num_bins
+    deviation = (
+        sigma_ratio * width if sigma is None else torch.as_tensor(sigma, dtype=torch.float64, device=target.device)
+    )
+    # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
+    reach = 0.0 if clamp else 100 * deviation**2 / width
+    value = target.detach().double().clamp(low - reach, low + span + reach).unsqueeze(-1)
+    dtype, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
+    position = (value - low) / width
+    nearest = position.clamp(0, num_bins)
+    home = nearest.ceil() - 1  # positions are split into bin and place in it: in float32 edges keep their digits so
+    ratio = sigma_ratio
+    if sigma is not None:
+        known = not any(isinstance(number, Tensor) for number in (sigma, min_value, max_value))
+        ratio = sigma / (max_value - min_value) * num_bins if known else math.inf
+    some = num_bins if isinstance(ratio, Tensor) else _bins_with_a_share(ratio, dtype, num_bins)
+    first = (home - some // 2).clamp(0, num_bins - some).nan_to_num()
+    edges = torch.arange(some + 1, dtype=dtype, device=target.device) + (first - home).to(dtype)
+    away = (edges - (nearest - home).to(dtype)) * scale.to(dtype)
+    distance = ((position - nearest).abs() * scale).to(dtype)
+    p = _normal_mass(away, distance, (home - first).nan_to_num().long()).detach()
+    return p, None if some == num_bins else first.long() + torch.arange(some, device=target.device)
+
+
+def _bins_with_a_share(ratio: float, dtype: torch.dtype, num_bins: int) -> int:
+    """How many bins around a value may have a share that is not too small for the dtype."""
+    kind = torch.finfo(dtype)
+    side = ratio * math.sqrt(-2 * math.log(kind.smallest_normal * kind.eps))
+    return num_bins if 2 * side + 3 >= num_bins else 2 * math.ceil(side) + 1
+
+
 def _normal_mass(away: Tensor, distance: Tensor, home: Tensor) -> Tensor:
     """Shares of the bins in the mass exp(-z^2) between the outermost edges.
 
     Every share keeps its digits: masses are differences of tails erfc(|z|), scaled by exp(distance^2).
 
     Args:
-        away: Edges ``(..., B + 1)`` as seen from the point of the interval that is nearest to z = 0.
+        away: Edges ``(..., W + 1)`` as seen from the point of the interval that is nearest to z = 0.
         distance: Of that point from z = 0, ``(..., 1)``.
         home: The bin that ends at or after that point ``(..., 1)``, from -1; it holds mass of both tails.
     """

@@ -90,7 +90,8 @@ def wasserstein_bin_loss(
     check_class_vector("centers", centers, bins)
     positions = torch.arange(bins, device=input.device) if centers is None else centers
     positions = positions.to(rows.logits.dtype)
-    q = rows.logits.narrow(rows.dim, num_special_tokens, bins).softmax(rows.dim)
+    logits = rows.logits.narrow(rows.dim, num_special_tokens, bins) if num_special_tokens else rows.logits
+    q = logits.softmax(rows.dim)
     loss = _to_point(rows, q, positions, p) if rows.index is not None else _to_distribution(rows, q, positions, p)
     if root and p != 1:
         at_zero = loss == 0
@@ -143,7 +144,7 @@ def _to_point(rows: ClassRows, q: Tensor, positions: Tensor, p: float) -> Tensor
     assert rows.index is not None
     label = (rows.index - (rows.num_classes - len(positions))).clamp(min=0)
     gap = positions.reshape([-1] + [1] * (q.ndim - 1 - rows.dim)) - positions[label].unsqueeze(rows.dim)
-    return (q * gap.abs() ** p).sum(rows.dim)
+    return (q * (gap.abs() if p == 1 else gap.abs() ** p)).sum(rows.dim)
 
 
 def _to_distribution(rows: ClassRows, q: Tensor, positions: Tensor, p: float) -> Tensor:

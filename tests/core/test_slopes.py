@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lossary.classification import asymmetric_loss, sigmoid_focal_loss
-from lossary.core.slopes import with_slope
+from lossary.core.slopes import BLOCK, with_slope
 
 
 def wrong_slope(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,3 +33,22 @@ def test_second_derivatives_and_learned_hyperparameters() -> None:
         power = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
         given = lambda z, power, loss=loss, name=name: loss(z, y, reduction="none", **{name: power})  # noqa: E731
         assert torch.autograd.gradcheck(given, (z, power))
+
+
+def test_blocks_make_up_the_whole() -> None:
+    """Many entries are computed block by block, unless a hyperparameter belongs to some of them alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, BLOCK * torch.get_num_threads() + 5, generator=generator).requires_grad_()
+    y = torch.randn(x.shape, generator=generator)
+    strided = torch.stack([y, y], -1)[..., 0]
+    by_column = y[0]
+    for other, formula in (
+        (y, wrong_slope),
+        (strided, wrong_slope),
+        (by_column, lambda x: wrong_slope(x, by_column)),
+    ):
+        given = {"hyperparameters": (other,)} if other is by_column else {}
+        value = with_slope(formula, x, *([] if given else [other]), **given)
+        torch.testing.assert_close(value, other * x.square(), rtol=0, atol=0)
+        (slope,) = torch.autograd.grad(value.sum(), x)
+        torch.testing.assert_close(slope, 100 * other * x.detach(), rtol=0, atol=0)

@@ -80,6 +80,19 @@ def test_hl_gauss_far_outside_nears_the_edge_bin(y: float, dtype: torch.dtype) -
     torch.testing.assert_close(clamped, hl_gauss_target(torch.tensor([2.0], dtype=dtype), num_bins=10, **INTERVAL))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hl_gauss_leaves_out_only_bins_without_a_share(dtype: torch.dtype) -> None:
+    """A width that is a tensor is not known beforehand, so that all bins are computed."""
+    y = torch.tensor([-1e4, -2.5, -2.0, -1.99, -1.0, 0.0, 0.013, 1.7, 2.0, 2.001, 3.0, torch.inf], dtype=dtype)
+    input = torch.randn(len(y), 200, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    for sigma in (0.003, 0.015, 0.05):
+        some, whole = ({"sigma": sigma, **INTERVAL}, {"sigma": torch.tensor(sigma, dtype=torch.float64), **INTERVAL})
+        here, there = (hl_gauss_target(y, num_bins=200, **given) for given in (some, whole))
+        torch.testing.assert_close(here, there, rtol=0, atol=2 * torch.finfo(dtype).eps)
+        here, there = (hl_gauss_loss(input, y, reduction="none", **given) for given in (some, whole))
+        torch.testing.assert_close(here, there)
+
+
 @given(VALUE, BINS)
 def test_two_hot_decodes_exactly(y: float, bins: int) -> None:
     p = two_hot_target(one(y), num_bins=bins, **INTERVAL)
