@@ -72,7 +72,13 @@ def margin(logits: Tensor, label: Tensor, dim: int) -> Tensor:
 
 def is_class(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """``(N, C, ...)`` bool, by comparison: unlike a scatter it becomes a part of the loop that reads it."""
-    classes = torch.arange(logits.shape[dim], device=label.device)
+    size = logits.shape[dim]
+    if torch.compiler.is_compiling():
+        # Numbers that are stored. An arange would be counted out in that loop, at more than an exponential's time.
+        classes = torch.ones(size, device=label.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        label = label.to(torch.int32) + 1
+    else:
+        classes = torch.arange(size, device=label.device)
     return classes.reshape([-1] + [1] * (logits.ndim - 1 - dim)) == label
 
 
@@ -147,11 +153,13 @@ class _CompiledLogOdds(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        others = _without(logits, label, dim)
-        best = others.amax(dim, keepdim=True)
-        logsumexp = best + (others - best).clamp(min=_VANISHED).exp().sum(dim, keepdim=True).log()
+        best = _without(logits, label, dim).amax(dim, keepdim=True)
+        own = at_class(logits, label, dim).unsqueeze(dim)
+        # The class's own term, at most 1, is in the sum and taken out again: the others' is 1 at least.
+        total = _power(logits - best).sum(dim, keepdim=True) - _power(own - best)
+        logsumexp = best + total.log()
         empty = best == torch.finfo(best.dtype).min
-        return at_class(logits, label, dim) - torch.where(empty, -math.inf, logsumexp).squeeze(dim), logsumexp
+        return (own - torch.where(empty, -math.inf, logsumexp)).squeeze(dim), logsumexp
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
@@ -163,9 +171,13 @@ class _CompiledLogOdds(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, label, logsumexp = ctx.saved_tensors
         slope = upstream[0].unsqueeze(ctx.dim)
-        log_share = _without(logits, label, ctx.dim) - logsumexp
+        log_share = logits - logsumexp
         share = torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
         return replaced(-slope * share, label, ctx.dim, upstream[0]), None, None
+
+
+def _power(fall: Tensor) -> Tensor:
+    return fall.clamp(min=_VANISHED, max=0.0).exp()
 
 
 class _ExactSoftmax(torch.autograd.Function):
