@@ -39,10 +39,17 @@ def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     return _log_odds(logits, label, dim)
 
 
+def log_likelihood(logits: Tensor, label: Tensor, dim: int) -> Tensor:
+    """Log-softmax at a class, as log_odds; compiled without a gradient that is 0 but there and summed over classes."""
+    if torch.compiler.is_compiling() and not checks.is_transformed():
+        return _CompiledLogLikelihood.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
+    return at_class(F.log_softmax(logits, dim), label, dim)
+
+
 def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
     if torch.compiler.is_compiling() and not checks.is_transformed():
-        return _ExactSoftmax.apply(logits, dim)  # type: ignore[no-untyped-call, no-any-return]
+        return _ExactSoftmax.apply(logits, dim)[:2]  # type: ignore[no-untyped-call, no-any-return]
     log_p, log_miss = exact_log_softmax(logits, F.log_softmax(logits, dim), dim)
     return log_p, log_miss.exp()
 
@@ -74,9 +81,9 @@ def is_class(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """``(N, C, ...)`` bool, by comparison: unlike a scatter it becomes a part of the loop that reads it."""
     size = logits.shape[dim]
     if torch.compiler.is_compiling():
-        # Numbers that are stored. An arange would be counted out in that loop, at more than an exponential's time.
-        classes = torch.ones(size, device=label.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        label = label.to(torch.int32) + 1
+        # Numbers that are stored, which cummax alone is for: an arange would be counted out anew within that loop.
+        classes = torch.arange(size, device=label.device, dtype=torch.int32).cummax(0).values
+        label = label.to(torch.int32)
     else:
         classes = torch.arange(size, device=label.device)
     return classes.reshape([-1] + [1] * (logits.ndim - 1 - dim)) == label
@@ -94,6 +101,8 @@ def at_class(values: Tensor, label: Tensor, dim: int) -> Tensor:
     """Values ``(N, C, ...)`` at the class ``(N, ...)``."""
     if not values.is_floating_point():
         return values.gather(dim, label).squeeze(dim)
+    if torch.compiler.is_compiling() and not checks.is_transformed():
+        return _CompiledAtClass.apply(values, label, dim)  # type: ignore[no-untyped-call, no-any-return]
     # Unlike a gather, its gradient is written in one pass, and compiled becomes a part of what makes the values.
     if dim == values.ndim - 1 and dim > 1:
         return -F.nll_loss(values.flatten(0, -2), label.flatten(), reduction="none").reshape(values.shape[:-1])
@@ -148,13 +157,13 @@ class _LogOdds(_OfClass):
         return (-slope * share).scatter_(ctx.dim, label, slope), None, None
 
 
-class _CompiledLogOdds(torch.autograd.Function):
+class _CompiledLogOdds(_OfClass):
     """Takes the exponentials again, a loop over the logits, and forms no number too small for the processor's speed."""
 
     @staticmethod
     def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         best = _without(logits, label, dim).amax(dim, keepdim=True)
-        own = at_class(logits, label, dim).unsqueeze(dim)
+        own = logits.gather(dim, label)
         # The class's own term, at most 1, is in the sum and taken out again: the others' is 1 at least.
         total = _power(logits - best).sum(dim, keepdim=True) - _power(own - best)
         logsumexp = best + total.log()
@@ -162,43 +171,86 @@ class _CompiledLogOdds(torch.autograd.Function):
         return (own - torch.where(empty, -math.inf, logsumexp)).squeeze(dim), logsumexp
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-        logits, label, ctx.dim = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(logits, label, output[1])
-
-    @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, label, logsumexp = ctx.saved_tensors
         slope = upstream[0].unsqueeze(ctx.dim)
-        log_share = logits - logsumexp
-        share = torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
-        return replaced(-slope * share, label, ctx.dim, upstream[0]), None, None
+        return replaced(-slope * _share(logits - logsumexp), label, ctx.dim, upstream[0]), None, None
+
+
+class _CompiledLogLikelihood(torch.autograd.Function):
+    """As _CompiledLogOdds. Rows of slope 0 get a gradient of 0 whatever their logits are."""
+
+    @staticmethod
+    def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        best = logits.amax(dim, keepdim=True)
+        log_sum = (logits - best).clamp(min=_VANISHED).exp().sum(dim, keepdim=True).log()
+        return (logits.gather(dim, label) - best - log_sum).squeeze(dim), best, log_sum
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits, label, ctx.dim = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(logits, label, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, label, best, log_sum = ctx.saved_tensors
+        slope = upstream[0].unsqueeze(ctx.dim)
+        slope = torch.where(slope == 0, 0.0, slope + 0 * log_sum)  # a NaN among the logits stays
+        share = _share(logits - best - log_sum)
+        return torch.where(is_class(logits, label, ctx.dim), slope, 0.0) - slope * share, None, None
+
+
+class _CompiledAtClass(torch.autograd.Function):
+    @staticmethod
+    def forward(values: Tensor, label: Tensor, dim: int) -> Tensor:
+        return values.gather(dim, label).squeeze(dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        values, label, ctx.dim = inputs
+        ctx.save_for_backward(values, label)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        values, label = ctx.saved_tensors
+        return torch.where(is_class(values, label, ctx.dim), upstream[0].unsqueeze(ctx.dim), 0.0), None, None
 
 
 def _power(fall: Tensor) -> Tensor:
     return fall.clamp(min=_VANISHED, max=0.0).exp()
 
 
+def _share(log_share: Tensor) -> Tensor:
+    """0 where it vanishes or is NaN."""
+    return torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
+
+
 class _ExactSoftmax(torch.autograd.Function):
-    """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s)."""
+    """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s).
+
+    Keeps two numbers a row: to take the exponentials again is faster than to store what follows from them.
+    """
 
     @staticmethod
-    def forward(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        fall = logits - logits.amax(dim, keepdim=True)
+    def forward(logits: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        best = logits.amax(dim, keepdim=True)
+        fall = logits - best
         power, is_best = torch.exp(fall), (fall == 0).to(fall.dtype)
         rest = (power - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
-        return fall - torch.log1p(rest), (rest + (1 - power)) / (1 + rest)
+        return fall - torch.log1p(rest), (rest + (1 - power)) / (1 + rest), best, rest
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-        ctx.dim = inputs[1]
-        ctx.save_for_backward(*output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:
+        logits, ctx.dim = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(logits, *output[2:])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        log_p, miss = ctx.saved_tensors
-        p = log_p.exp()
+        logits, best, rest = ctx.saved_tensors
+        power = torch.exp(logits - best)
+        p, miss = power / (1 + rest), (rest + (1 - power)) / (1 + rest)
         slope = upstream[0] - p * upstream[1]  # in log p
         # At most one class has p above 1/2; in its sum over the others its own slope must not vanish by cancelling.
         likely = slope * (p > 0.5)
