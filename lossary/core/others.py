@@ -49,7 +49,7 @@ def log_likelihood(logits: Tensor, label: Tensor, dim: int) -> Tensor:
 def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
     if torch.compiler.is_compiling() and not checks.is_transformed():
-        return _ExactSoftmax.apply(logits, dim)[:2]  # type: ignore[no-untyped-call, no-any-return]
+        return _ExactSoftmax.apply(logits, dim)  # type: ignore[no-untyped-call, no-any-return]
     log_p, log_miss = exact_log_softmax(logits, F.log_softmax(logits, dim), dim)
     return log_p, log_miss.exp()
 
@@ -227,30 +227,24 @@ def _share(log_share: Tensor) -> Tensor:
 
 
 class _ExactSoftmax(torch.autograd.Function):
-    """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s).
-
-    Keeps two numbers a row: to take the exponentials again is faster than to store what follows from them.
-    """
+    """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s)."""
 
     @staticmethod
-    def forward(logits: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        best = logits.amax(dim, keepdim=True)
-        fall = logits - best
+    def forward(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        fall = logits - logits.amax(dim, keepdim=True)
         power, is_best = torch.exp(fall), (fall == 0).to(fall.dtype)
         rest = (power - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
-        return fall - torch.log1p(rest), (rest + (1 - power)) / (1 + rest), best, rest
+        return fall - torch.log1p(rest), (rest + (1 - power)) / (1 + rest)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:
-        logits, ctx.dim = inputs
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(logits, *output[2:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        ctx.dim = inputs[1]
+        ctx.save_for_backward(*output)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        logits, best, rest = ctx.saved_tensors
-        power = torch.exp(logits - best)
-        p, miss = power / (1 + rest), (rest + (1 - power)) / (1 + rest)
+        log_p, miss = ctx.saved_tensors
+        p = log_p.exp()
         slope = upstream[0] - p * upstream[1]  # in log p
         # At most one class has p above 1/2; in its sum over the others its own slope must not vanish by cancelling.
         likely = slope * (p > 0.5)
