@@ -428,7 +428,7 @@ def _switched(
     if isinstance(weight, Tensor):
         checks.check_shape("weight", weight, (), "a number; the weights of classes are class_weight")
     hard = _share_of_hardest(_logit_margin(selection).detach(), fraction, selection.keep, sample_weight)
-    cross_entropy = -rows.log_p_of_label()
+    cross_entropy = -rows.at_label(rows.log_softmax())
     return product(1 - hard, cross_entropy) + product(hard, weight * _one_vs_rest(rows))
 
 

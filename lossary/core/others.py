@@ -101,8 +101,6 @@ def at_class(values: Tensor, label: Tensor, dim: int) -> Tensor:
     """Values ``(N, C, ...)`` at the class ``(N, ...)``."""
     if not values.is_floating_point():
         return values.gather(dim, label).squeeze(dim)
-    if torch.compiler.is_compiling() and not checks.is_transformed():
-        return _CompiledAtClass.apply(values, label, dim)  # type: ignore[no-untyped-call, no-any-return]
     # Unlike a gather, its gradient is written in one pass, and compiled becomes a part of what makes the values.
     if dim == values.ndim - 1 and dim > 1:
         return -F.nll_loss(values.flatten(0, -2), label.flatten(), reduction="none").reshape(values.shape[:-1])
@@ -199,22 +197,6 @@ class _CompiledLogLikelihood(torch.autograd.Function):
         slope = torch.where(slope == 0, 0.0, slope + 0 * log_sum)  # a NaN among the logits stays
         share = _share(logits - best - log_sum)
         return torch.where(is_class(logits, label, ctx.dim), slope, 0.0) - slope * share, None, None
-
-
-class _CompiledAtClass(torch.autograd.Function):
-    @staticmethod
-    def forward(values: Tensor, label: Tensor, dim: int) -> Tensor:
-        return values.gather(dim, label).squeeze(dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        values, label, ctx.dim = inputs
-        ctx.save_for_backward(values, label)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        values, label = ctx.saved_tensors
-        return torch.where(is_class(values, label, ctx.dim), upstream[0].unsqueeze(ctx.dim), 0.0), None, None
 
 
 def _power(fall: Tensor) -> Tensor:
