@@ -93,9 +93,8 @@ def dynamic_bootstrapping_loss(
         input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight, index_only=True
     )
     wrong = _probability(noise_probability, rows, target)
-    guess = _log_likelihood_of_guess(rows, clean_logits, mode, temperature)
-    loss = -product(1 - wrong, rows.at_label(rows.log_softmax())) - product(wrong, guess)
-    return rows.reduce(rows.label_weight() * loss, reduction=reduction, normalizer=normalizer)
+    guess = _guess(rows, clean_logits, mode, temperature)
+    return rows.reduce(_bootstrapped(rows, wrong, guess), reduction=reduction, normalizer=normalizer)
 
 
 class DynamicBootstrappingLoss(Objective):
@@ -230,29 +229,19 @@ def dynamic_bootstrapping_mixup_loss(
     )
     checks.check_shape("index", index, target.shape[:1], "the permutation of the batch")
     checks.check_shape("clean_logits", clean_logits, input.shape, "logits shaped as input")
-    _probability(noise_probability, rows, target)  # a wrong shape is told before it is permuted
+    wrong = _probability(noise_probability, rows, target)
     checks.check_in_range("lam", lam, 0.0, 1.0)
     share = torch.as_tensor(lam, dtype=rows.logits.dtype, device=input.device)
     if share.ndim:
         checks.check_shape("lam", share, target.shape[:1], "one share for the batch, or one for each row")
         share = share.reshape([-1] + [1] * (target.ndim - 1))
-    own, other = (
-        dynamic_bootstrapping_loss(
-            input,
-            label,
-            wrong,
-            clean,
-            mode=mode,
-            temperature=temperature,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction="none",
-        )
-        for label, wrong, clean in (
-            (target, noise_probability, clean_logits),
-            (target[index], noise_probability[index], clean_logits[index]),
-        )
-    )
+    guess = _guess(rows, clean_logits, mode, temperature)
+
+    def bootstrapped(label: Tensor, wrong: Tensor, guess: Tensor) -> Tensor:
+        one = class_rows(input, label, weight=weight, ignore_index=ignore_index, index_only=True)
+        return one.reduce(_bootstrapped(one, wrong, guess), reduction="none", normalizer=None)
+
+    own, other = bootstrapped(target, wrong, guess), bootstrapped(target[index], wrong[index], guess[index])
     return rows.reduce(product(share, own) + product(1 - share, other), reduction=reduction, normalizer=normalizer)
 
 
@@ -584,19 +573,21 @@ def _mixed_cross_entropy(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor
     return lam * F.cross_entropy(logits, own) + (1 - lam) * F.cross_entropy(logits, other)
 
 
-def _log_likelihood_of_guess(
-    rows: ClassRows, clean_logits: Tensor | None, mode: Mode, temperature: Tensor | float
-) -> Tensor:
-    """Sum of the guess's probabilities times log p."""
+def _bootstrapped(rows: ClassRows, wrong: Tensor, guess: Tensor) -> Tensor:
+    """The loss of each row: its label's and its guess's, a class ``(N, 1, ...)`` or probabilities ``(N, C, ...)``."""
+    soft = guess.is_floating_point()
+    guessed = product(guess, rows.log_softmax()).sum(rows.dim) if soft else rows.log_p_of(guess)
+    return rows.label_weight() * (-product(1 - wrong, rows.log_p_of_label()) - product(wrong, guessed))
+
+
+def _guess(rows: ClassRows, clean_logits: Tensor | None, mode: Mode, temperature: Tensor | float) -> Tensor:
     _check_mode(mode)
     checks.check_in_range("temperature", temperature, 0.0, low_open=True)
     clean = rows.logits if clean_logits is None else clean_logits
     checks.check_floating("clean_logits", clean)
     checks.check_shape("clean_logits", clean, rows.logits.shape, "logits shaped as input")
     clean = clean.detach().to(rows.logits.dtype)
-    if mode == "hard":
-        return rows.log_softmax().gather(rows.dim, clean.argmax(rows.dim, keepdim=True)).squeeze(rows.dim)
-    return product(F.softmax(clean / temperature, rows.dim), rows.log_softmax()).sum(rows.dim)
+    return clean.argmax(rows.dim, keepdim=True) if mode == "hard" else F.softmax(clean / temperature, rows.dim)
 
 
 def _probability(noise_probability: Tensor, rows: ClassRows, target: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def halted_cross_entropy_loss(
     rows = class_rows(
         input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight, index_only=True
     )
-    log_p = rows.at_label(rows.log_softmax())
+    log_p = rows.log_p_of_label()
     log_boundary = torch.as_tensor(boundary, dtype=log_p.dtype, device=log_p.device).log()
     loss = -torch.where(log_p > log_boundary, log_boundary, log_p)
     return rows.reduce(rows.label_weight() * loss, reduction=reduction, normalizer=normalizer)

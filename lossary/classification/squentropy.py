@@ -66,7 +66,7 @@ def squentropy_loss(
     )
     if rows.num_classes < 2:
         raise ValueError(f"input has shape {tuple(input.shape)}, one class; wanted at least 2 on the class axis.")
-    cross_entropy = -rows.at_label(rows.log_softmax())
+    cross_entropy = -rows.log_p_of_label()
     loss = rows.label_weight() * (cross_entropy + _sum_of_wrong_squares(rows) / (rows.num_classes - 1))
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 

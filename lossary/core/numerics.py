@@ -49,7 +49,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     plain = x * y
     if may_read_values(plain) and math.isfinite(plain.detach().sum()):  # no y is infinite, and no masks are needed
         return plain
-    infinite = y.detach().abs() == math.inf  # compiled, isinf takes one number at a time
+    infinite = y.detach().abs() == math.inf  # isinf compiles to a call for each number
     silent = (x == 0) & infinite
     if not torch.is_grad_enabled() and not is_transformed():  # nothing sends gradients
         return torch.where(silent, 0.0, plain)

@@ -39,6 +39,13 @@ def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     return _log_odds(logits, label, dim)
 
 
+def log_likelihood(logits: Tensor, label: Tensor, dim: int) -> Tensor:
+    """Log-softmax at a class, as log_odds; compiled without a gradient that is 0 but there and summed over classes."""
+    if torch.compiler.is_compiling() and not checks.is_transformed():
+        return _CompiledLogLikelihood.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
+    return at_class(F.log_softmax(logits, dim), label, dim)
+
+
 def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
     if torch.compiler.is_compiling() and not checks.is_transformed():
@@ -72,7 +79,13 @@ def margin(logits: Tensor, label: Tensor, dim: int) -> Tensor:
 
 def is_class(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """``(N, C, ...)`` bool, by comparison: unlike a scatter it becomes a part of the loop that reads it."""
-    classes = torch.arange(logits.shape[dim], device=label.device)
+    size = logits.shape[dim]
+    if torch.compiler.is_compiling() and label.device.type == "cpu":
+        # Numbers that are stored, which cummax alone is for: an arange would be counted out anew within that loop.
+        classes = torch.arange(size, device=label.device, dtype=torch.int32).cummax(0).values
+        label = label.to(torch.int32)
+    else:
+        classes = torch.arange(size, device=label.device)
     return classes.reshape([-1] + [1] * (logits.ndim - 1 - dim)) == label
 
 
@@ -142,30 +155,57 @@ class _LogOdds(_OfClass):
         return (-slope * share).scatter_(ctx.dim, label, slope), None, None
 
 
-class _CompiledLogOdds(torch.autograd.Function):
+class _CompiledLogOdds(_OfClass):
     """Takes the exponentials again, a loop over the logits, and forms no number too small for the processor's speed."""
 
     @staticmethod
     def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        others = _without(logits, label, dim)
-        best = others.amax(dim, keepdim=True)
-        logsumexp = best + (others - best).clamp(min=_VANISHED).exp().sum(dim, keepdim=True).log()
+        best = _without(logits, label, dim).amax(dim, keepdim=True)
+        own = logits.gather(dim, label)
+        # The class's own term, at most 1, is in the sum and taken out again: the others' is 1 at least.
+        total = _power(logits - best).sum(dim, keepdim=True) - _power(own - best)
+        logsumexp = best + total.log()
         empty = best == torch.finfo(best.dtype).min
-        return at_class(logits, label, dim) - torch.where(empty, -math.inf, logsumexp).squeeze(dim), logsumexp
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-        logits, label, ctx.dim = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(logits, label, output[1])
+        return (own - torch.where(empty, -math.inf, logsumexp)).squeeze(dim), logsumexp
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, label, logsumexp = ctx.saved_tensors
         slope = upstream[0].unsqueeze(ctx.dim)
-        log_share = _without(logits, label, ctx.dim) - logsumexp
-        share = torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
-        return replaced(-slope * share, label, ctx.dim, upstream[0]), None, None
+        return replaced(-slope * _share(logits - logsumexp), label, ctx.dim, upstream[0]), None, None
+
+
+class _CompiledLogLikelihood(torch.autograd.Function):
+    """As _CompiledLogOdds. Rows of slope 0 get a gradient of 0 whatever their logits are."""
+
+    @staticmethod
+    def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        best = logits.amax(dim, keepdim=True)
+        log_sum = (logits - best).clamp(min=_VANISHED).exp().sum(dim, keepdim=True).log()
+        return (logits.gather(dim, label) - best - log_sum).squeeze(dim), best, log_sum
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits, label, ctx.dim = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(logits, label, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, label, best, log_sum = ctx.saved_tensors
+        slope = upstream[0].unsqueeze(ctx.dim)
+        slope = torch.where(slope == 0, 0.0, slope + 0 * log_sum)  # a NaN among the logits stays
+        share = _share(logits - best - log_sum)
+        return torch.where(is_class(logits, label, ctx.dim), slope, 0.0) - slope * share, None, None
+
+
+def _power(fall: Tensor) -> Tensor:
+    return fall.clamp(min=_VANISHED, max=0.0).exp()
+
+
+def _share(log_share: Tensor) -> Tensor:
+    """0 where it vanishes or is NaN."""
+    return torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
 
 
 class _ExactSoftmax(torch.autograd.Function):

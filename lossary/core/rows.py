@@ -7,6 +7,8 @@ boolean indexing, which breaks ``vmap`` and ``torch.compile``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,7 @@ class ClassRows:
         self,
         logits: Tensor,
         *,
+        unmasked: Tensor,
         dim: int,
         keep: Tensor | None,
         valid: Tensor | None,
@@ -50,6 +53,7 @@ class ClassRows:
         self.keep = keep
         self.index = index
         self.probability = probability
+        self._unmasked = unmasked
         self._valid = valid
         self._weight = weight
         self._smoothing = label_smoothing
@@ -75,17 +79,29 @@ class ClassRows:
 
     def log_p(self) -> Tensor:
         """Log-probabilities on the support ``(N, K, ...)``."""
-        return self.on_support(self.log_softmax())
+        return self.log_p_of_label().unsqueeze(self.dim) if self.hard else self.log_softmax()
+
+    def log_p_of_label(self) -> Tensor:
+        """Log-probability of the label ``(N, ...)``. Index targets only."""
+        return self.log_p_of(self._label())
+
+    def log_p_of(self, label: Tensor) -> Tensor:
+        """Log-probability ``(N, ...)`` of a class of one's own in each row, with a class axis of 1: ``(N, 1, ...)``."""
+        if torch.compiler.is_compiling():
+            return self._of_unmasked(others.log_likelihood, label)
+        return others.at_class(self.log_softmax(), label, self.dim)
 
     def log_odds(self, scale: Tensor | float = 1.0) -> Tensor:
         """Log of p / (1 - p) of the label ``(N, ...)``, from the *other* classes' logits. Index targets only.
 
         ``logsigmoid`` of it is log p, and of its negative log(1 - p). ``scale`` multiplies the logits first.
         """
-        if isinstance(scale, Tensor) or scale != 1:
+        if isinstance(scale, Tensor):
             return others.log_odds(scale * self.logits, self._label(), self.dim)
+        if scale != 1:
+            return self._of_unmasked(lambda z, label, dim: others.log_odds(scale * z, label, dim), self._label())
         if self._log_odds is None:
-            self._log_odds = others.log_odds(self.logits, self._label(), self.dim)
+            self._log_odds = self._of_unmasked(others.log_odds, self._label())
         return self._log_odds
 
     def log_p_and_miss(self) -> tuple[Tensor, Tensor]:
@@ -220,6 +236,12 @@ class ClassRows:
             normalizer=normalizer,
             nothing_is_zero=nothing_is_zero,
         )
+
+    def _of_unmasked(self, formula: Callable[[Tensor, Tensor, int], Tensor], label: Tensor) -> Tensor:
+        """A formula of logits, class and axis; compiled, ignored rows are masked in its result, a number for each."""
+        if torch.compiler.is_compiling() and not checks.is_transformed():
+            return _masked(formula(self._unmasked, label, self.dim), self.keep)
+        return formula(self.logits, label, self.dim)
 
     def _label(self) -> Tensor:
         if self.index is None:
@@ -361,6 +383,7 @@ def bin_rows(input: Tensor, target: Tensor, *, sample_weight: Tensor | None = No
     logits = widen(input)
     return ClassRows(
         logits,
+        unmasked=logits,
         dim=logits.ndim - 1,
         keep=None,
         valid=None,
@@ -469,7 +492,7 @@ def _class_rows(
     num_classes = input.shape[dim]
     checks.check_class_vector("weight", weight, num_classes)
     checks.check_in_range("label_smoothing", label_smoothing, 0.0, 1.0)
-    logits = widen(input)
+    logits = unmasked = widen(input)
     keep = valid = index = probability = None
     if target.is_floating_point():
         if index_only:
@@ -504,6 +527,7 @@ def _class_rows(
             logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
     return ClassRows(
         logits,
+        unmasked=unmasked,
         dim=dim,
         keep=keep,
         valid=valid,

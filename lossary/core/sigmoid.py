@@ -16,7 +16,7 @@ from lossary.core.checks import may_read_values
 from lossary.core.numerics import product
 from lossary.core.slopes import is_given
 
-BOUND = 80.0
+_BOUND = {torch.float32: 80.0, torch.float64: 700.0}
 """Beyond this logit a probability differs from 0 or 1 by less than 1e-34: it stays there, and stays above 0."""
 
 
@@ -40,7 +40,8 @@ class YesNo(NamedTuple):
 
 def yes_no(z: Tensor, y: Tensor) -> YesNo:
     """Probabilities of both sides."""
-    bounded = z.clamp(-BOUND, BOUND)
+    bound = _BOUND[z.dtype]
+    bounded = z.clamp(-bound, bound)
     odds = torch.exp(-bounded.abs())
     if torch.compiler.is_compiling() and is_given():  # one exponential
         likely = 1 / (1 + odds)
