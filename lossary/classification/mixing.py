@@ -106,6 +106,8 @@ def regmixup_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
+    if input.ndim == 1 and isinstance(lam, Tensor):
+        check_shape("lam", lam, (), "one share for the one row")
     share = _share(lam, rows.logits).reshape([-1] + [1] * (input.ndim - 2) if _per_row(lam) else ())
     own, other = (
         _cross_entropy(mixed_input, label, weight, ignore_index, label_smoothing) for label in (target, permuted_target)

@@ -201,6 +201,8 @@ def test_what_is_refused() -> None:
             mixup(x, y, **arguments)
     with pytest.raises(TypeError, match=r"index has dtype torch\.bool"):
         mixup(x, y, index=y > 0)
+    with pytest.raises(ValueError, match=r"lam has shape \(2,\); wanted \(\), one share for the one row"):
+        regmixup_loss(x[0], x[0], y[0], y[0], lam=torch.rand(2))
     with pytest.raises(ValueError, match="lam contains 2"):
         regmixup_loss(x, x, y, y, lam=torch.tensor(2.0))
     with pytest.raises(ValueError, match="wanted one target for each of 3 examples"):
