@@ -420,8 +420,8 @@ def _yes_no(
     if input.ndim == 2 and input.shape[1:] == (1,) and target.shape == input.shape[:1]:
         target = target.unsqueeze(1)
     checks.check_shape("target", target, input.shape, "a yes/no target for each logit of input")
-    # Integers as floats, for a small integer type would wrap ignore_index round.
-    labels = target if target.is_floating_point() or target.dtype == torch.bool else target.to(torch.float32)
+    # As floats, for a small integer type would wrap ignore_index round.
+    labels = target if target.is_floating_point() else target.to(torch.float32)
     keep = labels != ignore_index
     labels = torch.where(keep, labels, 0)
     shape = input.shape

@@ -284,7 +284,7 @@ class OKOHead(nn.Linear):
             raise ValueError(f"input has shape {tuple(input.shape)}; wanted the members of sets, (B (k + 2), D).")
         if len(logits) % (self.k + 2):
             raise ValueError(f"input has {len(logits)} rows; wanted a multiple of k + 2 = {self.k + 2} in training.")
-        return _sum_of_members(logits.unflatten(0, (len(logits) // (self.k + 2), self.k + 2)), 1)
+        return _sum_of_members(logits.reshape(-1, self.k + 2, *logits.shape[1:]), 1)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -226,7 +226,9 @@ def test_yes_and_no_of_several_columns_and_small_integers() -> None:
     mask = torch.tensor([1, 0, 1, 1])
     expected = self_adjusting_dice_loss(input[mask == 1], target[mask == 1], binary=True)
     torch.testing.assert_close(self_adjusting_dice_loss(input, target, mask, binary=True), expected)
-    torch.testing.assert_close(self_adjusting_dice_loss(input, target.byte(), mask, binary=True), expected)
+    for dtype in (torch.uint8, torch.bool, torch.float16):
+        loss = self_adjusting_dice_loss(input, target.to(dtype), mask, binary=True)
+        torch.testing.assert_close(loss, expected)
     with pytest.raises(ValueError, match="target contains 156"):
         self_adjusting_dice_loss(input[:, 0], torch.tensor([1, 0, 156, 0], dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"input has dtype torch\.int64"):
