@@ -83,8 +83,8 @@ class BetaMixture(Estimator):
         if not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"values run from {t.min()} to {t.max()}; wanted numbers in [0, 1].")
         t = t.clip(_INSIDE, 1 - _INSIDE)
-        self.alphas, self.betas = (np.array(start, dtype=np.float64) for start in self.init)
-        self.weights = np.array(self.init_weights, dtype=np.float64)
+        self.alphas, self.betas = (_start("init", start) for start in self.init)
+        self.weights = _start("init_weights", self.init_weights)
         for _ in range(self.max_iter):
             share = np.exp(np.maximum(self._log_joint(t), math.log(_EDGE)))
             share /= share.sum(0)
@@ -256,8 +256,16 @@ class NoiseModel(Estimator):
         return _as_came(np.where(np.isnan(t), np.nan, probability), losses)
 
 
+def _start(name: str, numbers: Any) -> Array:
+    """Two positive numbers to begin with, by component."""
+    start = np.array(numbers, dtype=np.float64)
+    if start.shape != (2,) or not bool((np.isfinite(start) & (start > 0)).all()):
+        raise ValueError(f"{name} has {numbers!r}; wanted a positive number for each of two components.")
+    return start
+
+
 def _array(values: Array | Tensor) -> Array:
-    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
 def _numbers(name: str, values: Array | Tensor) -> Array:
@@ -275,8 +283,9 @@ def _inner(x: Array | Tensor) -> Array:
 
 
 def _as_came(result: Array, values: Values) -> Values:
-    """A tensor on the device and, for floats, in the dtype of the tensor that came; else the array."""
+    """A tensor on the device and, for float32 and wider, in the dtype of the tensor that came; else the array."""
     if isinstance(values, Tensor):
-        dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+        wide = values.dtype in (torch.float32, torch.float64)  # in half precision 0.9999 would be 1
+        dtype = values.dtype if wide else torch.get_default_dtype()
         return torch.from_numpy(np.asarray(result)).to(values.device, dtype)
     return np.asarray(result)

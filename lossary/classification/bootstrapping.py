@@ -235,6 +235,8 @@ def dynamic_bootstrapping_mixup_loss(
     if share.ndim:
         checks.check_shape("lam", share, target.shape[:1], "one share for the batch, or one for each row")
         share = share.reshape([-1] + [1] * (target.ndim - 1))
+    if isinstance(lam, Tensor) and checks.may_read_values(lam):
+        checks.check_unit_interval("lam", lam)
     guess = _guess(rows, clean_logits, mode, temperature)
 
     def bootstrapped(label: Tensor, wrong: Tensor, guess: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def self_adjusting_dice_loss(
         entries, live = _yes_no(input, target, mask, ignore_index, sample_weight)
         f, y = _damped(entries.log_p(), entries.log_not_p(), alpha), entries.target
         if ohem_ratio > 0:
-            live = live & _hard(f.detach(), y > 0.5, live, ohem_ratio)
+            live = live & _hard(entries.log_p().detach(), y > 0.5, live, ohem_ratio)
         f, y = torch.where(live, f, 0.0), torch.where(live, y, 0.0)
         if variant == "paper":
             return entries.reduce(1 - _dice(f, y, f + y, smooth), reduction=reduction, normalizer=normalizer)
@@ -124,7 +124,7 @@ def self_adjusting_dice_loss(
     f = _damped(rows.log_softmax(), rows.log_miss_of_all() if damped else rows.logits, alpha)
     y = rows.is_label().to(f.dtype) if rows.probability is None else rows.probability
     if ohem_ratio > 0:
-        live = live & _hard_of_classes(f.detach(), rows.log_softmax(), y > 0.5, live, ohem_ratio, rows.dim)
+        live = live & _hard_of_classes(rows.log_softmax().detach(), y > 0.5, live, ohem_ratio, rows.dim)
     f, y = torch.where(live, f, 0.0), torch.where(live, y, 0.0)
     if variant == "paper":
         sizes = f + y
@@ -375,29 +375,32 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(nothing, 1.0, part / torch.where(nothing, 1.0, whole))
 
 
-def _hard(score: Tensor, positive: Tensor, live: Tensor, ratio: float) -> Tensor:
+def _hard(log_p: Tensor, positive: Tensor, live: Tensor, ratio: float) -> Tensor:
     """Positives and the most probable negatives, ``ratio`` for each positive."""
     count = (ratio * (positive & live).sum()).floor()
-    negative = live & ~positive
-    order = torch.where(negative, score, -1.0).flatten().argsort(descending=True, stable=True)
-    rank = order.argsort().reshape(score.shape)
+    order = _with_floor(log_p, live & ~positive).flatten().argsort(descending=True, stable=True)
+    rank = order.argsort().reshape(log_p.shape)
     return positive | (rank < count)
 
 
-def _hard_of_classes(score: Tensor, log_p: Tensor, positive: Tensor, live: Tensor, ratio: float, dim: int) -> Tensor:
+def _hard_of_classes(log_p: Tensor, positive: Tensor, live: Tensor, ratio: float, dim: int) -> Tensor:
     """For each class its positives and the hardest rows that are taken for it; all where a class gets none."""
-    live = live.expand(score.shape)
-    flat = [tensor.movedim(dim, 0).flatten(1) for tensor in (score, positive, live)]  # (C, rows)
+    live = live.expand(log_p.shape)
+    flat = [tensor.movedim(dim, 0).flatten(1) for tensor in (log_p, positive, live)]  # (C, rows)
     scores, positives, lives = flat
     count = (ratio * (positives & lives).sum(1, keepdim=True) / len(scores)).floor()
-    negative = lives & ~positives
-    order = torch.where(negative, scores, -1.0).argsort(dim=1, descending=True, stable=True)
-    predicted = log_p.argmax(dim, keepdim=True) == torch.arange(len(scores), device=score.device).reshape(
-        [-1] + [1] * (score.ndim - 1 - dim)
+    order = _with_floor(scores, lives & ~positives).argsort(dim=1, descending=True, stable=True)
+    predicted = log_p.argmax(dim, keepdim=True) == torch.arange(len(scores), device=log_p.device).reshape(
+        [-1] + [1] * (log_p.ndim - 1 - dim)
     )
     hard = (order.argsort(dim=1) < count) & predicted.movedim(dim, 0).flatten(1)
     kept = positives | hard | (count < 1)
-    return kept.reshape(score.movedim(dim, 0).shape).movedim(0, dim)
+    return kept.reshape(log_p.movedim(dim, 0).shape).movedim(0, dim)
+
+
+def _with_floor(log_p: Tensor, negative: Tensor) -> Tensor:
+    """Log-probabilities of negatives, an impossible one still above all that is none."""
+    return torch.where(negative, log_p.clamp(min=torch.finfo(log_p.dtype).min), -torch.inf)
 
 
 def _is_binary(input: Tensor, target: Tensor) -> bool:
@@ -411,14 +414,16 @@ def _yes_no(
     input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int, sample_weight: Tensor | None
 ) -> tuple[LabelEntries, Tensor]:
     """Entries, and which of them count."""
+    checks.check_floating("input", input)
     if not isinstance(target, Tensor):
         raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
     if input.ndim == 2 and input.shape[1:] == (1,) and target.shape == input.shape[:1]:
         target = target.unsqueeze(1)
     checks.check_shape("target", target, input.shape, "a yes/no target for each logit of input")
-    keep = target != ignore_index
-    labels = torch.where(keep, target, 0)
-    labels = labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.to(torch.float32)
+    # As floats, for a small integer type would wrap ignore_index round.
+    labels = target if target.is_floating_point() else target.to(torch.float32)
+    keep = labels != ignore_index
+    labels = torch.where(keep, labels, 0)
     shape = input.shape
     if sample_weight is not None and sample_weight.shape == shape[:1]:
         sample_weight = sample_weight.reshape([-1] + [1] * (input.ndim - 1))
@@ -427,8 +432,8 @@ def _yes_no(
     entries = label_entries(torch.where(keep, input, 0.0), labels, sample_weight=weight)
     live = keep
     if mask is not None:
-        if mask.shape == shape[:1]:
-            mask = mask.reshape([-1] + [1] * (input.ndim - 1))
+        if isinstance(mask, Tensor) and mask.shape == shape[:1]:
+            mask = mask.reshape([-1] + [1] * (input.ndim - 1)).expand(shape)
         checks.check_shape("mask", mask, shape, "1 for entries that count, 0 for padding")
         live = live & (mask > 0.5)
     return entries, live

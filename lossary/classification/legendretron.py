@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lossary.core import checks
 from lossary.core.estimator import Classifier, class_labels, table
+from lossary.core.rows import widen
 
 Array = npt.NDArray[Any]
 _LEAST_SCALE = 0.001
@@ -30,10 +31,11 @@ def log_softmax_plus(input: Tensor, dim: int = -1) -> Tensor:
         dim: Axis of the classes.
 
     Returns:
-        Input's shape with C entries on ``dim``.
+        Input's shape with C entries on ``dim``; float32 for half-precision input.
 
     Raises:
         TypeError: ``input`` is not of floating point.
+        ValueError: ``input`` has no axes.
 
     Example:
         >>> log_softmax_plus(torch.tensor([[0.0, 0.0]])).exp()
@@ -44,8 +46,12 @@ def log_softmax_plus(input: Tensor, dim: int = -1) -> Tensor:
         Its code overflows where all scores are very negative.
     """
     checks.check_floating("input", input)
-    reference = torch.zeros_like(input.narrow(dim, 0, 1))
-    return F.log_softmax(torch.cat([input, reference], dim), dim)
+    if input.ndim == 0:
+        raise ValueError("input has shape (); wanted scores (..., C - 1).")
+    scores = widen(input)
+    shape = list(input.shape)
+    shape[dim] = 1
+    return F.log_softmax(torch.cat([scores, scores.new_zeros(shape)], dim), dim)
 
 
 def softmax_plus(input: Tensor, dim: int = -1) -> Tensor:
@@ -56,7 +62,7 @@ def softmax_plus(input: Tensor, dim: int = -1) -> Tensor:
         dim: Axis of the classes.
 
     Returns:
-        Input's shape with C entries on ``dim``.
+        Input's shape with C entries on ``dim``; float32 for half-precision input.
 
     Example:
         >>> softmax_plus(torch.tensor([0.0]))
@@ -207,6 +213,8 @@ class InputConvexNetwork(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convex function of each row ``(N, 1)``."""
+        dim = cast(nn.Linear, self.z_layers[0]).in_features
+        checks.check_shape("input", input, (len(input) if input.ndim else 0, dim), "a row for each point")
         z = F.softplus(self.z_layers[0](input))
         for i, augment in enumerate(self.aug_layers):
             from_z = F.softplus(self.norms[i](self.z_layers[i + 1](z) + self.x_layers[i](input)))
@@ -392,9 +400,19 @@ class LegendreTron(nn.Module):
 
         Returns:
             Itself, in evaluation mode.
+
+        Raises:
+            ValueError: A shape or label is wrong, X is not finite, or a number is out of range.
         """
-        x, target = self._features(X), torch.as_tensor(y, dtype=torch.long, device=self.linear.weight.device)
+        x, labels = self._features(X), torch.as_tensor(y, device=self.linear.weight.device)
+        target = labels.long()
         checks.check_shape("y", target, x.shape[:1], "a class index for each row of X")
+        if not torch.equal(labels, target.to(labels.dtype)):
+            raise ValueError("y holds fractions; wanted class indices.")
+        if not bool(x.isfinite().all()):
+            raise ValueError("X contains NaN or infinity; wanted finite numbers.")
+        checks.check_in_range("epochs", epochs, 0)
+        checks.check_in_range("step_every", step_every, 1)
         checks.check_labels(target, self.link.num_classes, -100)
         checks.check_in_range("batch_size", batch_size, 1)
         optimizer = torch.optim.Adam(self.parameters(), lr)
@@ -421,7 +439,9 @@ class LegendreTron(nn.Module):
         return p
 
     def _features(self, X: Any) -> Tensor:
-        return torch.as_tensor(X).to(self.linear.weight)
+        x = torch.as_tensor(X).to(self.linear.weight)
+        checks.check_shape("X", x, (len(x) if x.ndim else 0, self.linear.in_features), "features of each row")
+        return x
 
 
 class LegendreTronClassifier(Classifier):

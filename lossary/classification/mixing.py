@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.core.checks import check_floating, check_in_range, check_shape, check_unit_interval, may_read_values
 from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows
@@ -106,6 +106,8 @@ def regmixup_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
+    if input.ndim == 1 and isinstance(lam, Tensor):
+        check_shape("lam", lam, (), "one share for the one row")
     share = _share(lam, rows.logits).reshape([-1] + [1] * (input.ndim - 2) if _per_row(lam) else ())
     own, other = (
         _cross_entropy(mixed_input, label, weight, ignore_index, label_smoothing) for label in (target, permuted_target)
@@ -258,7 +260,7 @@ def mixup(
         The mixtures; with a ``target`` the tuple (mixtures, target, permuted target, lam).
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor.
+        TypeError: ``x`` is not of floating point, or ``index`` not of integers.
         ValueError: A shape or parameter is wrong.
 
     Example:
@@ -280,6 +282,8 @@ def mixup(
     if index is None:
         index = torch.randperm(len(x), generator=generator, device=device).to(x.device)
     check_shape("index", index, x.shape[:1], "a permutation of the batch")
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"index has dtype {index.dtype}; wanted int64, a permutation of the batch.")
     share = _share(lam, x).reshape([-1] + [1] * (x.ndim - 1) if _per_row(lam) else ())
     mixed = torch.lerp(x[index], x, share)
     if target is None:
@@ -311,7 +315,7 @@ def weighted_mixup(x: Tensor, noise_probability: Tensor, index: Tensor) -> Tenso
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape is wrong.
+        ValueError: A shape is wrong, or a probability lies outside [0, 1].
 
     Example:
         >>> x, wrong = torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 0.5])
@@ -327,7 +331,9 @@ def weighted_mixup(x: Tensor, noise_probability: Tensor, index: Tensor) -> Tenso
     check_floating("noise_probability", noise_probability)
     check_shape("noise_probability", noise_probability, x.shape[:1], "a probability for each example")
     check_shape("index", index, x.shape[:1], "a permutation of the batch")
-    own = 1 - noise_probability.detach().to(x.dtype)
+    if may_read_values(noise_probability):
+        check_unit_interval("noise_probability", noise_probability)
+    own = 1 - noise_probability.detach()  # as precise as it came: in half precision 0.9999 is 1
     both = own + own[index]
     return mixup(x, lam=torch.where(both > 0, own / both, 0.5), index=index)
 
@@ -380,14 +386,17 @@ def _per_row(lam: Tensor | float) -> bool:
 def _share(lam: Tensor | float, batch: Tensor) -> Tensor:
     """Lam checked, in the batch's dtype and on its device."""
     check_in_range("lam", lam, 0.0, 1.0)
-    if isinstance(lam, Tensor) and _per_row(lam):
-        check_shape("lam", lam, batch.shape[:1], "one share for the batch, or one for each row")
+    if isinstance(lam, Tensor):
+        if _per_row(lam):
+            check_shape("lam", lam, batch.shape[:1], "one share for the batch, or one for each row")
+        if may_read_values(lam):
+            check_unit_interval("lam", lam)
     return torch.as_tensor(lam, dtype=batch.dtype, device=batch.device)
 
 
 def _draw_share(alpha: float, beta: float, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """One draw of Beta(alpha, beta), by two Gamma draws that follow the generator."""
-    check_in_range("alpha", alpha, 0.0, low_open=True)
-    check_in_range("beta", beta, 0.0, low_open=True)
+    check_in_range("alpha", alpha, 0.0, low_open=True, high_open=True)
+    check_in_range("beta", beta, 0.0, low_open=True, high_open=True)
     concentration = torch.tensor([alpha, beta], dtype=torch.float64, device=device)
     return torch._sample_dirichlet(concentration, generator=generator)[0].to(torch.get_default_dtype())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lossary.core import checks
 from lossary.core.numerics import logaddexp
+from lossary.core.rows import widen
 
 Score = Literal["neglog", "inverse", "exp_neg", "neg", "dot", "relu"]
 _SCORES = ("neglog", "inverse", "exp_neg", "neg", "dot", "relu")
@@ -77,6 +78,8 @@ def inverse_distance_attention(
     query, key, value = _widened(query, key, value)
     score = -_log_distance(query, key, power, eps)
     if attn_mask is not None:
+        if attn_mask.dtype != torch.bool:
+            raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; wanted bool, True where a query may look.")
         score = score.masked_fill(~attn_mask, -torch.inf)
     weights = F.softmax(score, -1)
     return (weights @ value, weights) if return_weights else weights @ value
@@ -102,7 +105,7 @@ class IDWAttention(nn.Module):
         - output: ``(..., N, E)``.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dim``.
+        ValueError: ``num_heads`` does not divide ``embed_dim``, or ``power`` or ``eps`` is wrong.
 
     Example:
         >>> IDWAttention(8, num_heads=2)(torch.randn(3, 5, 8)).shape
@@ -118,6 +121,7 @@ class IDWAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}; wanted a divisor of embed_dim={embed_dim}.")
+        _check_parameters(power, eps)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.power = power
@@ -185,7 +189,7 @@ class PrototypeClassifier(nn.Module):
         values: ``(P, C)``, 0 at the start (but for ``dot`` and ``relu``).
 
     Raises:
-        ValueError: ``score``, ``power`` or ``eps`` is wrong.
+        ValueError: ``score``, ``power``, ``eps`` or ``num_prototypes`` is wrong.
 
     Example:
         >>> x = torch.randn(100, 2)
@@ -212,6 +216,7 @@ class PrototypeClassifier(nn.Module):
         if score not in _SCORES:
             raise ValueError(f"score is {score!r}; wanted one of {', '.join(_SCORES)}.")
         _check_parameters(power, eps)
+        checks.check_in_range("num_prototypes", num_prototypes, 1)
         self.power = power
         self.eps = eps
         self.score: Score = score
@@ -230,11 +235,18 @@ class PrototypeClassifier(nn.Module):
         ``dot`` and ``relu`` look at no data: keys and values are drawn evenly, by the size of the layer.
 
         Args:
-            x: Training inputs.
+            x: Training inputs, two or more unless the score looks at no data.
             generator: Source of randomness.
+
+        Raises:
+            ValueError: ``x`` has another number of features, or fewer than two rows, which have no spread.
         """
         flat = self._flat(x)
-        self._initialise(flat.mean(0), flat.std(0), generator)
+        if len(flat) < 2 and self.score not in ("dot", "relu"):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; wanted two inputs or more, for the spread of the features."
+            )
+        self._initialise(flat.mean(0), flat.std(0, correction=int(len(flat) > 1)), generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of inputs ``(B, ...)``."""
@@ -282,7 +294,7 @@ class PrototypeClassifier(nn.Module):
 
     def _flat(self, x: Tensor) -> Tensor:
         checks.check_floating("x", x)
-        flat = x.flatten(1)
+        flat = x.flatten(1) if x.ndim > 1 else x.unsqueeze(-1)  # (B,) has one feature
         if flat.shape[-1] != self.keys.shape[1]:
             raise ValueError(f"x has shape {tuple(x.shape)}; wanted {self.keys.shape[1]} features for each input.")
         return flat
@@ -293,8 +305,8 @@ class PrototypeClassifier(nn.Module):
         if self.score == "neglog":
             return F.softmax(-_log_distance(x, keys, self.power, self.eps), 1)
         if self.score == "inverse":
-            return F.softmax((-_log_distance(x, keys, self.power, self.eps)).exp(), 1)
-        powered = _log_distance(x, keys, self.power, 0.0).exp()
+            return F.softmax(_exp(-_log_distance(x, keys, self.power, self.eps)), 1)
+        powered = _exp(_log_distance(x, keys, self.power, 0.0))
         return F.softmax(torch.exp(-0.5 * powered) if self.score == "exp_neg" else -powered, 1)
 
     @torch.no_grad()
@@ -370,15 +382,21 @@ def add_prototype(
 def _log_distance(query: Tensor, key: Tensor, power: Tensor | float, eps: float) -> Tensor:
     """Log of eps + distance ** power ``(..., N, P)``; finite, with gradient 0 where query and key coincide.
 
-    In log space, for at power 10 both 1/d and d leave the range of float32. Differences are taken one by one: the
-    product of matrices would cancel where eps is small.
+    In log space, for at power 10 both 1/d and d leave the range of float32; what coincides with eps = 0 lies nearer
+    than all else. Differences are taken one by one: the product of matrices would cancel where eps is small.
     """
     _check_parameters(power, eps)
     distance = torch.cdist(query, key, compute_mode="donot_use_mm_for_euclid_dist")
     zero = distance == 0
     log_powered = torch.where(zero, -torch.inf, power * torch.where(zero, 1.0, distance).log())
     log_eps = torch.full_like(log_powered, math.log(eps) if eps > 0 else -math.inf)
-    return logaddexp(log_powered, log_eps).clamp(min=math.log(torch.finfo(distance.dtype).tiny))
+    log_distance = logaddexp(log_powered, log_eps)
+    return torch.where(log_distance == -torch.inf, torch.finfo(distance.dtype).min / 2, log_distance)
+
+
+def _exp(x: Tensor) -> Tensor:
+    """Exponential that stays finite, with gradient 0 beyond."""
+    return x.clamp(max=math.log(torch.finfo(x.dtype).max) - 1).exp()
 
 
 def _widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -392,11 +410,12 @@ def _widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
             f"query, key and value have shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}; "
             "wanted (..., N, D), (..., P, D) and (..., P, C)."
         )
-    half = (torch.float16, torch.bfloat16)
-    query, key, value = (tensor.float() if tensor.dtype in half else tensor for tensor in (query, key, value))
+    query, key, value = map(widen, (query, key, value))
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(f"query, key and value have dtypes {query.dtype}, {key.dtype} and {value.dtype}; wanted one.")
     return query, key, value
 
 
 def _check_parameters(power: Tensor | float, eps: float) -> None:
-    checks.check_in_range("power", power, 0.0, low_open=True)
-    checks.check_in_range("eps", eps, 0.0)
+    checks.check_in_range("power", power, 0.0, low_open=True, high_open=True)
+    checks.check_in_range("eps", eps, 0.0, high_open=True)

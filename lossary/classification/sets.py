@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from lossary.core.checks import check_floating, check_shape
+from lossary.core.checks import check_floating, check_shape, may_read_values
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows
 from lossary.core.types import Reduction
@@ -76,7 +76,7 @@ def oko_loss(
         2024, arXiv 2307.02245), equation 2. With soft targets the public code subtracts their constant entropy.
     """
     check_floating("input", input)
-    if input.ndim < 2:
+    if input.ndim < 2 or input.shape[0 if input.ndim == 2 else 1] == 0:
         raise ValueError(f"input has shape {tuple(input.shape)}; wanted the logits of sets, (B, k + 2, C).")
     rows = class_rows(
         _sum_of_members(input, 0 if input.ndim == 2 else 1),
@@ -125,6 +125,7 @@ def oko_soft_targets(pair_class: Tensor, odd_classes: Tensor, *, num_classes: in
         ``(B, C)`` in the default dtype; rows sum to 1.
 
     Raises:
+        TypeError: Classes are no integers.
         ValueError: A shape or class is wrong.
 
     Example:
@@ -134,11 +135,14 @@ def oko_soft_targets(pair_class: Tensor, odd_classes: Tensor, *, num_classes: in
     Source:
         Muttenthaler et al. (ICLR 2024, arXiv 2307.02245), section 3, soft variant.
     """
+    for name, classes in (("pair_class", pair_class), ("odd_classes", odd_classes)):
+        if not isinstance(classes, Tensor) or classes.is_floating_point():
+            raise TypeError(f"{name} is {getattr(classes, 'dtype', type(classes).__name__)}; wanted class indices.")
     if odd_classes.ndim != 2:
         raise ValueError(f"odd_classes has shape {tuple(odd_classes.shape)}; wanted (B, k).")
     check_shape("pair_class", pair_class, odd_classes.shape[:1], "the pair's class of each set")
     members = torch.cat([pair_class[:, None], pair_class[:, None], odd_classes], 1).long()
-    if members.numel() and not (members.min() >= 0 and members.max() < num_classes):
+    if may_read_values(members) and members.numel() and not (members.min() >= 0 and members.max() < num_classes):
         raise ValueError(f"classes run from {members.min()} to {members.max()}; wanted 0 to {num_classes - 1}.")
     counts = torch.zeros(len(members), num_classes, device=members.device)
     return counts.scatter_add(1, members, torch.ones_like(members, dtype=counts.dtype)) / members.shape[1]
@@ -189,10 +193,10 @@ class OddKOutSampler(Sampler[tuple[Tensor, Tensor]]):
         targets: Literal["hard", "soft"] = "hard",
         num_classes: int | None = None,
     ) -> None:
-        labels = torch.as_tensor(labels)
+        labels = torch.as_tensor(labels).cpu()
         if labels.ndim != 1 or labels.is_floating_point() or len(labels) == 0 or int(labels.min()) < 0:
             raise ValueError(f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; wanted class indices.")
-        self.classes, counts = torch.unique(labels, return_counts=True)
+        self.classes, counts = torch.unique(labels.long(), return_counts=True)
         if not 0 <= k < len(self.classes):
             raise ValueError(
                 f"k is {k}; wanted 0 to {len(self.classes) - 1}, labels having {len(self.classes)} classes."
@@ -249,12 +253,12 @@ class OKOHead(nn.Linear):
         bias: Whether the layer has a bias.
 
     Shape:
-        - input: in training ``(B (k + 2), in_features)``, the members of a set side by side; in evaluation
-          ``(N, in_features)``.
-        - output: ``(B, C)`` in training, at least float32; ``(N, C)`` in evaluation.
+        - input: in training ``(B (k + 2), ..., in_features)``, the members of a set side by side; in evaluation
+          ``(N, ..., in_features)``.
+        - output: ``(B, ..., C)`` in training, at least float32; ``(N, ..., C)`` in evaluation.
 
     Raises:
-        ValueError: The number of rows in training is no multiple of ``k + 2``.
+        ValueError: There are no rows, or their number in training is no multiple of ``k + 2``.
 
     Example:
         >>> head = OKOHead(4, 3, k=1)
@@ -276,9 +280,11 @@ class OKOHead(nn.Linear):
         logits = super().forward(input)
         if not self.training:
             return logits
+        if input.ndim < 2:
+            raise ValueError(f"input has shape {tuple(input.shape)}; wanted the members of sets, (B (k + 2), D).")
         if len(logits) % (self.k + 2):
             raise ValueError(f"input has {len(logits)} rows; wanted a multiple of k + 2 = {self.k + 2} in training.")
-        return _sum_of_members(logits.reshape(-1, self.k + 2, self.out_features), 1)
+        return _sum_of_members(logits.reshape(-1, self.k + 2, *logits.shape[1:]), 1)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -518,12 +518,13 @@ def _class_rows(
             f"a class index for each row of {name} (class axis at dim {dim})"
             + ("" if index_only else ", or probabilities"),
         )
+        target = target.long()  # a small integer type wraps numbers that it is compared with round
         if checks.may_read_values(target) and checks.check_labels(target, num_classes, ignore_index):
-            index = target.long()  # every row counts: no masks, each of which is a pass over the logits
+            index = target  # every row counts: no masks, each of which is a pass over the logits
         else:
             keep = target != ignore_index
             valid = (target >= 0) & (target < num_classes)
-            index = torch.where(valid & keep, target, 0).long()
+            index = torch.where(valid & keep, target, 0)
             logits = torch.where(keep.unsqueeze(dim), logits, 0.0)
     return ClassRows(
         logits,

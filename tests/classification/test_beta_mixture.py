@@ -106,6 +106,10 @@ def test_tensors_for_tensors() -> None:
     assert torch.equal(model.mixture_.predict(torch.tensor([0.1, 0.9])), torch.tensor([False, True]))
     assert model.noise_probability(torch.tensor([torch.nan, 1.0])).isnan().tolist() == [True, False]
     assert model.noise_probability(torch.zeros(2, 3)).shape == (2, 3)
+    half = torch.from_numpy(losses).bfloat16()
+    probability = NoiseModel().fit(half).noise_probability(half)
+    assert probability.dtype == torch.float32
+    assert probability.max() < 1
 
 
 def test_scikit_learn_knows_them() -> None:
@@ -134,6 +138,17 @@ def test_what_is_refused() -> None:
         BetaMixture().fit(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="lower is 60 and upper 40"):
         LossNormalizer(60, 40).fit([0.5, 0.6])
+    for words, message in [
+        (
+            {"init": ((1, 2, 3), (2, 1, 1))},
+            r"init has \(1, 2, 3\); wanted a positive number for each of two components",
+        ),
+        ({"init": ((-1, 2), (2, 1))}, r"init has \(-1, 2\)"),
+        ({"init_weights": (-0.5, 1.5)}, r"init_weights has \(-0.5, 1.5\)"),
+        ({"init_weights": (float("nan"), 1.0)}, r"init_weights has \(nan, 1.0\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            BetaMixture(**words).fit([0.5, 0.7])
     with pytest.raises(ValueError, match="max_iter is 0"):
         BetaMixture(0).fit([0.5])
     with pytest.raises(ValueError, match="component is 2"):

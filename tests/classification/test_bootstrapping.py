@@ -266,3 +266,13 @@ def test_what_is_refused() -> None:
     for arguments, message in [({"mixing": "some"}, "mixing is 'some'"), ({"mode": "some"}, "mode is 'some'")]:
         with pytest.raises(ValueError, match=message):
             BootstrapTraining(nn.Linear(2, 2), **arguments)
+
+
+def test_probabilities_near_one_keep_their_digits_beside_half_precision() -> None:
+    x, wrong, index = torch.tensor([[0.0], [1.0]]).half(), torch.tensor([0.9999, 0.9998]), torch.tensor([1, 0])
+    expected = torch.full((2, 1), 2 / 3).half()
+    torch.testing.assert_close(weighted_mixup(x, wrong, index), expected, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"noise_probability contains 1.9999; wanted values in \[0, 1\]"):
+        weighted_mixup(x, wrong + 1, index)
+    with pytest.raises(ValueError, match=r"lam contains 1.5; wanted values in \[0, 1\]"):
+        dynamic_bootstrapping_mixup_loss(x, torch.tensor([0, 0]), x, wrong, index, lam=torch.tensor([1.5, 0.0]))

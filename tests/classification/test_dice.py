@@ -202,6 +202,41 @@ def test_hard_negatives_of_classes() -> None:
     )
 
 
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_hard_negatives_are_the_most_probable_however_damped(alpha: float) -> None:
+    """(1 - p)^alpha p falls where p is high: the order is that of p."""
+    input = torch.tensor([0.2, 6.0, -1.0, 2.0, -3.0, 40.0, 20.0])
+    target = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    kept = torch.tensor([0, 1, 2, 5, 6])
+    mined = self_adjusting_dice_loss(input, target, ohem_ratio=1.5, alpha=alpha)
+    torch.testing.assert_close(mined, self_adjusting_dice_loss(input[kept], target[kept], alpha=alpha))
+    classes = torch.stack([torch.zeros(7), input], 1)
+    labels = target.long()  # class 1: floor(1.0 * 2 / 2) = 1 negative; class 0: floor(1.0 * 5 / 2) = 2
+    mined = self_adjusting_dice_loss(classes, labels, ohem_ratio=1.0, alpha=alpha, smooth=1.0, reduction="none")
+    p, y = classes.softmax(1), F.one_hot(labels, 2)
+    kept = (y == 1) | torch.tensor(
+        [[False, False], [False, False], [True, False]] + 2 * [[False, False]] + [[False, True], [False, False]]
+    )
+    f, y = kept * (1 - p) ** alpha * p, kept * y
+    torch.testing.assert_close(mined, (1 - (2 * f * y + 1) / (f**2 + y**2 + 1)).sum(1))
+
+
+def test_yes_and_no_of_several_columns_and_small_integers() -> None:
+    input, target = torch.randn(4, 2), torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
+    mask = torch.tensor([1, 0, 1, 1])
+    expected = self_adjusting_dice_loss(input[mask == 1], target[mask == 1], binary=True)
+    torch.testing.assert_close(self_adjusting_dice_loss(input, target, mask, binary=True), expected)
+    for dtype in (torch.uint8, torch.bool, torch.float16):
+        loss = self_adjusting_dice_loss(input, target.to(dtype), mask, binary=True)
+        torch.testing.assert_close(loss, expected)
+    with pytest.raises(ValueError, match="target contains 156"):
+        self_adjusting_dice_loss(input[:, 0], torch.tensor([1, 0, 156, 0], dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"input has dtype torch\.int64"):
+        self_adjusting_dice_loss(target[:, 0], target[:, 0])
+    with pytest.raises(TypeError, match=r"mask is \[1, 0, 1, 1\] of type list"):
+        self_adjusting_dice_loss(input[:, 0], target[:, 0], mask.tolist())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -70,6 +70,14 @@ def test_softmax_plus_of_one_score_is_a_sigmoid_and_never_overflows() -> None:
     assert low.grad.isfinite().all()
 
 
+def test_softmax_plus_of_no_scores_and_of_halves() -> None:
+    torch.testing.assert_close(log_softmax_plus(torch.zeros(2, 0)), torch.zeros(2, 1))
+    half = torch.tensor([[0.25, -9.0]]).bfloat16()
+    torch.testing.assert_close(log_softmax_plus(half), log_softmax_plus(half.float()))
+    with pytest.raises(ValueError, match=r"input has shape \(\); wanted scores"):
+        log_softmax_plus(torch.tensor(0.0))
+
+
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +217,20 @@ def test_bad_sizes() -> None:
         InputConvexNetwork(2, 3, 2)
     with pytest.raises(ValueError, match="depth is 0"):
         InputConvexNetwork(2, 2, 0)
-    with pytest.raises(ValueError, match=r"input has shape \(5, 3\); wanted \(5, 2\)"):
-        LegendreLink(3)(torch.zeros(5, 3))
+    for module in (LegendreLink(3), ConvexGradientBlock(2, 2, 2), InputConvexNetwork(2, 2, 2)):
+        with pytest.raises(ValueError, match=r"input has shape \(5, 3\); wanted \(5, 2\)"):
+            module(torch.zeros(5, 3))
+    model, x, y = LegendreTron(2, 3), np.zeros((4, 2)), np.array([0, 1, 2, 0])
+    for arguments, message in [
+        ((x[:, :1], y), r"X has shape \(4, 1\); wanted \(4, 2\)"),
+        ((x[:, 0], y), r"X has shape \(4,\); wanted \(4, 2\)"),
+        ((x, y + 0.5), "y holds fractions; wanted class indices"),
+        ((x * np.nan, y), "X contains NaN or infinity"),
+        ((x, y, -1), "epochs is -1"),
+        ((x, y, 1, 0.1, 4, 0.9, 0), "step_every is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.fit(*arguments)
 
 
 # --- fitting --------------------------------------------------------------------------------------------------------

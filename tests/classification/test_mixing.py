@@ -191,12 +191,20 @@ def test_what_is_refused() -> None:
     for arguments, message in [
         ({"lam": 1.5}, r"lam is 1.5; wanted a number in \[0, 1\]"),
         ({"lam": torch.zeros(2)}, r"lam has shape \(2,\); wanted \(3,\)"),
+        ({"lam": torch.tensor([0.5, 1.5, 0.0])}, r"lam contains 1.5; wanted values in \[0, 1\]"),
         ({"alpha": 0.0}, r"alpha is 0.0"),
+        ({"alpha": float("inf")}, r"alpha is inf"),
         ({"beta": -1.0}, r"beta is -1.0"),
         ({"index": torch.arange(2)}, r"index has shape \(2,\); wanted \(3,\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             mixup(x, y, **arguments)
+    with pytest.raises(TypeError, match=r"index has dtype torch\.bool"):
+        mixup(x, y, index=y > 0)
+    with pytest.raises(ValueError, match=r"lam has shape \(2,\); wanted \(\), one share for the one row"):
+        regmixup_loss(x[0], x[0], y[0], y[0], lam=torch.rand(2))
+    with pytest.raises(ValueError, match="lam contains 2"):
+        regmixup_loss(x, x, y, y, lam=torch.tensor(2.0))
     with pytest.raises(ValueError, match="wanted one target for each of 3 examples"):
         mixup(x, y[:2])
     with pytest.raises(TypeError, match=r"x has dtype torch\.int64"):

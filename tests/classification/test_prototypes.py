@@ -249,6 +249,42 @@ def test_the_classifier_is_repaired() -> None:
     torch.testing.assert_close(model.keys[2], x.flatten())
 
 
+def test_small_distances_stay_apart() -> None:
+    """With eps = 0 weights know no scale, however small the powered distance: 1e-50 is no float32."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(shape, generator=generator) for shape in ((4, 3), (5, 3), (5, 2)))
+    torch.testing.assert_close(
+        inverse_distance_attention(1e-5 * query, 1e-5 * key, value, power=10.0, eps=0.0),
+        inverse_distance_attention(query, key, value, power=10.0, eps=0.0),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    nearest = value[torch.cdist(query, key).argmin(1)]
+    leaf = (0.1 * query).requires_grad_()
+    output = inverse_distance_attention(leaf, 0.1 * key, value, power=1e4, eps=0.0)
+    torch.testing.assert_close(output, nearest)
+    output.sum().backward()
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("score", ["neglog", "inverse", "exp_neg", "neg"])
+def test_far_inputs_give_numbers(score: str) -> None:
+    """At power 10 a distance of 1e4 becomes 1e40, which is no float32; with eps = 0 one of 0 has no inverse."""
+    model = PrototypeClassifier(3, 2, 5, score=score, power=10.0, eps=0.0)
+    nn.init.normal_(model.values)
+    x = torch.cat([torch.tensor([[1e4, 0.0, -1e4]]), model.keys.detach()[:1]]).requires_grad_()
+    output = model(x)
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert model.keys.grad.isfinite().all()
+
+
+def test_one_feature_without_its_axis() -> None:
+    model, x = PrototypeClassifier(1, 2, 5), torch.randn(4)
+    torch.testing.assert_close(model(x), model(x[:, None]))
+
+
 def test_what_is_refused() -> None:
     q, k, v = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 5)
     with pytest.raises(ValueError, match=r"wanted \(\.\.\., N, D\), \(\.\.\., P, D\) and"):
@@ -259,6 +295,19 @@ def test_what_is_refused() -> None:
         inverse_distance_attention(q, k.long(), v)
     with pytest.raises(ValueError, match="power is 0"):
         inverse_distance_attention(q, k, v, power=0.0)
+    with pytest.raises(ValueError, match="power is inf"):
+        inverse_distance_attention(q, k, v, power=math.inf)
+    with pytest.raises(ValueError, match="power is -1"):
+        IDWAttention(6, power=-1.0)
+    with pytest.raises(TypeError, match=r"have dtypes torch\.float64, torch\.float32 and torch\.float32; wanted one"):
+        inverse_distance_attention(q.double(), k, v)
+    with pytest.raises(TypeError, match=r"attn_mask has dtype torch\.float32; wanted bool"):
+        inverse_distance_attention(q, k, v, attn_mask=torch.ones(2, 4))
+    with pytest.raises(ValueError, match="num_prototypes is 0"):
+        PrototypeClassifier(3, 2, 0)
+    with pytest.raises(ValueError, match=r"x has shape \(1, 3\); wanted two inputs or more"):
+        PrototypeClassifier(3, 2, 4).init_from_data(q[:1])
+    PrototypeClassifier(3, 2, 4, score="dot").init_from_data(q[:1])
     with pytest.raises(ValueError, match="eps is -1"):
         inverse_distance_attention(q, k, v, eps=-1.0)
     with pytest.raises(ValueError, match=r"query has shape \(2, 3\); wanted \(1, 3\)"):

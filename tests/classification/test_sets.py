@@ -61,6 +61,15 @@ def test_soft_targets(size: int, k: int, data: st.DataObject) -> None:
         assert (row > 0).sum() == k + 1
 
 
+def test_soft_targets_are_transformed() -> None:
+    pair, odd = torch.tensor([0, 3]), torch.tensor([[1], [2]])
+    expected = oko_soft_targets(pair, odd, num_classes=4)
+    of_one = torch.func.vmap(lambda p, o: oko_soft_targets(p[None], o[None], num_classes=4)[0])(pair, odd)
+    torch.testing.assert_close(of_one, expected)
+    compiled = torch.compile(oko_soft_targets, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pair, odd, num_classes=4), expected)
+
+
 @given(tensors((3, 4), -3.0, 3.0))
 def test_the_gradient_vanishes_at_the_log_of_the_target(noise: Tensor) -> None:
     target = oko_soft_targets(torch.tensor([0, 1, 2]), torch.tensor([[1], [0], [3]]), num_classes=4).double()
@@ -126,6 +135,12 @@ def test_pairs_are_even_over_classes_and_over_examples() -> None:
     check_even((F.one_hot(LONG_TAIL[index], 6).sum(1) == 1).sum(0))  # the odd ones
 
 
+def test_labels_of_any_integer_type_give_int64() -> None:
+    for dtype in (torch.uint8, torch.int32):
+        index, pair = next(iter(OddKOutSampler(LONG_TAIL.to(dtype), batch_size=9, num_sets=9)))
+        assert index.dtype == pair.dtype == torch.int64
+
+
 def test_labels_with_gaps() -> None:
     sampler = OddKOutSampler([7, 7, 2, 2], batch_size=50, num_sets=50, targets="soft", num_classes=9)
     index, target = next(iter(sampler))
@@ -155,6 +170,10 @@ def test_the_head_sums_in_training_only() -> None:
     torch.testing.assert_close(head(features), single.reshape(2, 3, 3).sum(1))
     torch.testing.assert_close(F.cross_entropy(head(features), target), oko_loss(single.unflatten(0, (2, 3)), target))
     torch.testing.assert_close(head.eval()(features), single)
+    tokens = torch.randn(6, 5, 4)
+    torch.testing.assert_close(head(tokens)[:, 2], head(tokens[:, 2]))
+    torch.testing.assert_close(head.train()(tokens)[:, 2], head(tokens[:, 2]))
+    assert head(features[:0]).shape == (0, 3)
     assert head.bfloat16().train()(features.bfloat16()).dtype == torch.float32
 
 
@@ -163,6 +182,12 @@ def test_what_is_refused() -> None:
         oko_loss(torch.zeros(3), torch.tensor(0))
     with pytest.raises(ValueError, match="input has 5 rows; wanted a multiple of k \\+ 2 = 3"):
         OKOHead(4, 3, k=1)(torch.zeros(5, 4))
+    with pytest.raises(ValueError, match=r"input has shape \(4,\); wanted the members of sets"):
+        OKOHead(4, 3, k=1)(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"input has shape \(2, 0, 3\); wanted the logits of sets"):
+        oko_loss(torch.zeros(2, 0, 3), torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match=r"odd_classes is torch\.float32; wanted class indices"):
+        oko_soft_targets(torch.tensor([0]), torch.tensor([[1.5]]), num_classes=3)
     with pytest.raises(ValueError, match="k is -1"):
         OKOHead(4, 3, k=-1)
     with pytest.raises(ValueError, match="classes run from 0 to 3; wanted 0 to 2"):

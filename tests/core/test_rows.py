@@ -123,6 +123,16 @@ def test_smoothing_as_a_tensor_may_be_zero_beside_an_impossible_class() -> None:
     torch.testing.assert_close(value, torch.tensor(0.0))
 
 
+def test_small_integers_wrap_nothing_round() -> None:
+    """As uint8, 300 classes are 44 and -100 is 156."""
+    input = torch.randn(3, 300, dtype=torch.float64)
+    for target in (torch.tensor([3, 156, 255], dtype=torch.uint8), torch.tensor([3, 100, -100], dtype=torch.int8)):
+        expected = F.cross_entropy(input, target.long())
+        torch.testing.assert_close(cross_entropy(input, target), expected)
+        unseen = torch.compile(cross_entropy, fullgraph=True, backend="eager")
+        torch.testing.assert_close(unseen(input, target), expected)
+
+
 def test_refusals() -> None:
     input = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="ignore_index is for class-index targets"):
