@@ -468,7 +468,9 @@ def head_rows(
             input = input.to(wide) / temperature
             if linear_bias is not None:
                 out = linear_bias == -math.inf
-                linear_bias = torch.where(out, -math.inf, torch.where(out, 0.0, linear_bias).to(wide) / temperature)
+                # Each rank sees its own part of the bias alone, but the whole gradient of input.
+                divisor = temperature if vocab_parallel is None else vocab_parallel.sum_gradients(temperature)
+                linear_bias = torch.where(out, -math.inf, torch.where(out, 0.0, linear_bias).to(wide) / divisor)
     if options.backend == "reference" and keep is not None:
         input = torch.where(keep.unsqueeze(1), input, 0.0)  # what an ignored row holds must not reach a gradient
     return HeadRows(

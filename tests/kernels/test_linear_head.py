@@ -669,7 +669,7 @@ def test_top_entries_have_gradients() -> None:
     torch.testing.assert_close(*gradients)
 
 
-@given(st.integers(0, 8), st.integers(1, 20), st.integers(1, 5), st.booleans(), st.sampled_from([None, 2.0]))
+@given(st.integers(0, 8), st.integers(1, 20), st.integers(0, 5), st.booleans(), st.sampled_from([None, 2.0]))
 @example(3, 5, 2, True, None)
 def test_chosen_logits(rows: int, vocab: int, count: int, shared: bool, softcap: float | None) -> None:
     input, head, _, bias = problem(rows, vocab, 4)
