@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -149,12 +150,14 @@ def _forward(
 ) -> Any:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
+    kwargs |= dict(zip(list(inspect.signature(type(self).forward).parameters)[1:], args, strict=False))
+    labels = kwargs.pop("labels", labels)  # may come by position
     target = labels if shift_labels is None else shift_labels
     if target is None:
-        return type(self).forward(self, *args, **kwargs)
-    for unused in ("logits_to_keep", "return_dict"):
-        kwargs.pop(unused, None)
-    outputs = self.base_model(*args, **kwargs)
+        return type(self).forward(self, **kwargs)
+    kwargs.pop("logits_to_keep", None)
+    as_tuple = kwargs.pop("return_dict", getattr(self.config, "return_dict", True)) is False
+    outputs = self.base_model(**kwargs, return_dict=True)
     head = self.get_output_embeddings()
     loss = self.linear_head_call(
         outputs.last_hidden_state.to(head.weight.device),
@@ -162,15 +165,16 @@ def _forward(
         target.to(head.weight.device),
         head.bias,
         shift=1 if shift_labels is None else 0,
-        normalizer=num_items_in_batch,
+        normalizer=_normalizer(num_items_in_batch, head.weight.device),
     )
     output: Any = CausalLMOutputWithPast  # a ModelOutput, whose fields mypy does not see
-    return output(
+    result = output(
         loss=loss,
         past_key_values=outputs.get("past_key_values"),
         hidden_states=outputs.get("hidden_states"),
         attentions=outputs.get("attentions"),
     )
+    return result.to_tuple() if as_tuple else result
 
 
 def _text_config(model: Any) -> Any:

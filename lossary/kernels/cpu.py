@@ -138,7 +138,7 @@ def gradients(
     needs_input, needs_weight, needs_bias = needs
     coefficients = head.take(coefficients)
     d_rows = _Sum(_room(head.input, input, needs_input, options), kahan=options.kahan)
-    d_weight = torch.empty_like(linear_weight) if needs_weight else linear_weight.new_empty(0)
+    d_weight = linear_weight.new_empty(linear_weight.shape if needs_weight else (0,))  # contiguous, as the fake says
     d_bias = head.input.new_zeros(linear_weight.shape[0] if needs_bias else 0)
     if needs_weight and not len(head.input):
         d_weight.zero_()
@@ -181,7 +181,9 @@ def may_see_whole_rows(names: Sequence[str], input: Tensor, linear_weight: Tenso
     And whether it pays: each chunk reads the weight and adds to its gradient, so that chunks of few rows, which a very
     large vocabulary asks for, take longer than making the logits twice.
     """
-    rows = options.block_rows or chunk_rows(len(input), len(linear_weight), input.element_size())
+    num_rows = len(input)
+    rows = options.block_rows or chunk_rows(num_rows, len(linear_weight), input.element_size())
+    fewest = min(_FEWEST_ROWS, max(16, num_rows // 4), max(1, num_rows // 2))
     return (
         "log_prob" in names
         and OF_WHOLE_ROWS.issuperset(names)
@@ -190,7 +192,7 @@ def may_see_whole_rows(names: Sequence[str], input: Tensor, linear_weight: Tenso
         and options.softcap == 0
         and not options.kahan
         and options.block_vocab == 0
-        and (options.block_rows > 0 or rows >= min(_FEWEST_ROWS, max(16, len(input) // 4)))
+        and (options.block_rows > 0 or rows >= fewest)
     )
 
 
@@ -216,7 +218,7 @@ def value_and_gradients(
     num_rows, vocab = len(head.input), len(linear_weight)
     needs_input, needs_weight, needs_bias = needs
     d_input = torch.empty_like(head.input) if needs_input else head.input.new_empty(0)
-    d_weight = torch.empty_like(linear_weight) if needs_weight else linear_weight.new_empty(0)
+    d_weight = linear_weight.new_empty(linear_weight.shape if needs_weight else (0,))  # contiguous, as the fake says
     d_bias = head.input.new_zeros(vocab if needs_bias else 0)
     if needs_weight and num_rows == 0:
         d_weight.zero_()
@@ -264,7 +266,8 @@ def value_and_gradients(
 def chunk_rows(num_rows: int, vocab: int, element_size: int) -> int:
     """Rows of a chunk: few enough to need a small share of all logits, many enough to amortise reading the weight."""
     limit = max(_CHUNK_BYTES // element_size, num_rows * vocab // 20)
-    return max(16, min(512, limit // max(vocab, 1), num_rows // 4))
+    size = max(16, min(512, limit // max(vocab, 1), num_rows // 4))
+    return min(size, max(1, num_rows // 2))  # never all logits at once
 
 
 class _LinearRows:
@@ -285,15 +288,20 @@ class _LinearRows:
             if name in ("mean_log_prob", "weighted_mean_log_prob")
         }
         self.average_weight = {name: average @ head.linear_weight for name, average in self.averages.items()}
+        # A weight of 0 silences a bias of -inf.
+        self.average_bias = {
+            name: 0.0 if head.linear_bias is None else torch.where(average == 0, 0.0, average * head.linear_bias).sum()
+            for name, average in self.averages.items()
+        }
 
     def see(self, rows: slice, p: Tensor, target_logit: Tensor) -> Tensor:
         """Note the statistics of a chunk; returns the coefficient a of its rows."""
         head, options = self.head, self.options
         log_prob = p.log().clamp(max=0.0)
+        logsumexp = target_logit - log_prob
         rare = (p < _FEW).nonzero()[:, 0]
         if len(rare):
-            log_prob[rare] = self._exact_log_prob(rare + rows.start)
-        logsumexp = target_logit - log_prob
+            log_prob[rare], logsumexp[rare] = self._exactly(rare + rows.start)
         a = p.new_zeros(p.shape)
         for place, name in enumerate(self.names):
             g = self.upstream[name][rows]
@@ -302,9 +310,7 @@ class _LinearRows:
                 self.rest[rows] += g
             elif name in self.averages:
                 average = self.averages[name]
-                mean_logit = head.input[rows] @ self.average_weight[name]
-                if head.linear_bias is not None:
-                    mean_logit = mean_logit + average @ head.linear_bias
+                mean_logit = head.input[rows] @ self.average_weight[name] + self.average_bias[name]
                 mass = average.sum()
                 value, a = mean_logit / options.temperature - mass * logsumexp, a - mass * g
             elif name == "logsumexp":
@@ -336,12 +342,12 @@ class _LinearRows:
             if d_bias.numel():
                 d_bias.add_(average * g.sum())
 
-    def _exact_log_prob(self, places: Tensor) -> Tensor:
-        """Of rows whose target is too unlikely for float32, from their logits."""
+    def _exactly(self, places: Tensor) -> Tensor:
+        """log p and logsumexp of rows whose target is too unlikely for float32, from their logits."""
         head = self.head
         few = head._replace(input=head.input[places], target=_given(head.target)[places], kept=None)
-        partial = sweep(("log_prob",), few, self.options)
-        return state.statistics(("log_prob",), partial, None, True)[0]
+        names = ("log_prob", "logsumexp")
+        return state.statistics(names, sweep(names, few, self.options), None, True)
 
 
 def _given(tensor: Tensor | None) -> Tensor:
@@ -478,7 +484,7 @@ def _gradient_of_tile(
     else:
         p = gradient = z.exp_()
     if options.filter_eps and not spread:
-        missed = None if label is None or inside is None else label[inside & (row.miss >= options.filter_eps)]
+        missed = None if label is None or inside is None else label[inside & ~(row.miss < options.filter_eps)]
         live = _live_columns(p, row.probability, missed, options)
     if not OF_MOMENT.intersection(names):
         gradient.mul_(row.constant)
@@ -508,13 +514,14 @@ def _label_in(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 def _live_columns(p: Tensor, scale: Tensor | float, labels: Tensor | None, options: Options) -> Tensor | None:
     """Columns where ``p * scale`` reaches ``filter_eps``, and those of labels; None where most columns do."""
     first = slice(0, 64)
+    # `~(x < eps)` and not `x >= eps`: a NaN in one row must not cost the others their gradients.
     if not isinstance(scale, Tensor):
-        live = p[first].amax(0) >= options.filter_eps
+        live = ~(p[first].amax(0) < options.filter_eps)
     else:
-        live = (p[first] * scale[first]).amax(0) >= options.filter_eps
+        live = ~((p[first] * scale[first]).amax(0) < options.filter_eps)
     if 2 * int(live.count_nonzero()) >= len(live):  # seen from a few rows: it is not worth looking at all
         return None
-    live = (p if not isinstance(scale, Tensor) else p * scale).amax(0) >= options.filter_eps
+    live = ~((p if not isinstance(scale, Tensor) else p * scale).amax(0) < options.filter_eps)
     if labels is not None:
         live[labels.flatten()] = True
     places = live.nonzero()[:, 0]

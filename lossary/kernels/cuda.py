@@ -173,7 +173,7 @@ class _Tiles:
         linear_weight, options = self.linear_weight, self._options
         needs_input, needs_weight, needs_bias = needs
         d_input = coefficients.new_empty(self.input.shape if needs_input else (0,))
-        d_weight = torch.empty_like(linear_weight if needs_weight else linear_weight[:0])
+        d_weight = linear_weight.new_empty(linear_weight.shape if needs_weight else (0, linear_weight.shape[1]))
         d_bias = coefficients.new_zeros(len(linear_weight) if needs_bias else 0)
         if not len(linear_weight) or not self.num_rows:
             d_input.zero_()

@@ -25,19 +25,24 @@ def divergence(student: HeadRows, teacher: HeadRows, kind: Divergence, mixture: 
     """Divergence of each row, differentiable in the student alone; see ``lossary.distillation``."""
     if student.options.backend == "reference":
         a, b = student.logits().log_softmax(1), teacher.logits().detach().log_softmax(1)
-        return student.shaped(_terms(kind, mixture, a, b)[0].sum(1))
+        return student.shaped(_terms(kind, mixture, a, b, masked=True)[0].sum(1))
     heads = (*student.head[:3], *(None if tensor is None else tensor.detach() for tensor in teacher.head[:3]))
     function: Any = _Divergence if torch.compiler.is_compiling() else _DivergenceEagerly
     caps = (teacher.options.softcap, teacher.options.temperature)
     return student.shaped(function.apply(*heads, student.keep, kind, mixture, caps, student.options)[0])
 
 
-def _terms(kind: str, mixture: float, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _terms(kind: str, mixture: float, a: Tensor, b: Tensor, *, masked: bool) -> tuple[Tensor, Tensor]:
     """Terms of the divergence, each >= 0, and what the gradient's inner sum adds up; of log-probabilities.
 
     ``a`` is the student's, ``b`` the teacher's. A Kullback-Leibler divergence sum p log(p / q) is unchanged by the
-    terms q - p, which make each summand positive.
+    terms q - p, which make each summand positive. An entry that is out of both vocabularies (``masked`` says that there
+    may be such) has no term.
     """
+    if masked:
+        out = (a == -torch.inf) & (b == -torch.inf)
+        terms, inner = _terms(kind, mixture, torch.where(out, 0.0, a), torch.where(out, 0.0, b), masked=False)
+        return torch.where(out, 0.0, terms), torch.where(out, 0.0, inner)
     p, q = a.exp(), b.exp()
     if kind == "forward_kl":
         terms = product(q, b - a) - q + p
@@ -63,6 +68,8 @@ class _Pair:
         options = options._replace(block_rows=options.block_rows or 256)  # several tiles are there at once
         others = options._replace(softcap=caps[0], temperature=caps[1])
         self.student, self.teacher = cpu.Tiles(student, options), cpu.Tiles(teacher, others)
+        biases = student.linear_bias, teacher.linear_bias
+        self.masked = all(bias is not None and bool((bias == -torch.inf).any()) for bias in biases)
         if norms is None:
             norms = torch.cat([_norm(student, options), _norm(teacher, others)])
         self.norms = norms
@@ -96,7 +103,7 @@ def _values(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     sums = student.input.new_zeros(2, len(student.input))
     for columns in pair.student.vocab_blocks():
         for rows in pair.student.row_blocks():
-            terms, inner = _terms(kind, mixture, *pair.log_probs(rows, columns))
+            terms, inner = _terms(kind, mixture, *pair.log_probs(rows, columns), masked=pair.masked)
             sums[:, rows] += torch.stack([terms.sum(1), inner.sum(1)])
     value, inner_sum = student.put_back(sums, 1).unbind(0)
     return value.clone(), inner_sum.clone(), student.put_back(pair.norms, 1)
@@ -124,6 +131,8 @@ def _gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
                 other = b if kind == "reverse_kl" else torch.logaddexp(b + _log(mixture), a + _log(1 - mixture))
                 share = 1.0 if kind == "reverse_kl" else 1 - mixture
                 gradient = (share * product(p, a - other) - p * inner_sum[rows]) * upstream[rows]
+            if pair.masked:
+                gradient = torch.where((a == -torch.inf) & (b == -torch.inf), 0.0, gradient)
             if options.softcap:
                 z = a + pair.norms[:2, rows].sum(0).unsqueeze(1)
                 gradient *= 1 - (z * (options.temperature / options.softcap)).square()

@@ -202,4 +202,4 @@ def logits_at(
         checks.check_shape("index", index, wanted, "K entries for each row of input, or (K,) for all")
     if shared:
         return rows.logits_of(index)
-    return rows.logits_at(index.reshape(-1, index.shape[-1])).reshape(*input.shape[:-1], index.shape[-1])
+    return rows.logits_at(index.flatten(0, -2)).reshape(*input.shape[:-1], index.shape[-1])

@@ -327,7 +327,7 @@ class _WeightedSum(torch.autograd.Function):
             return (None,) * 9
         *head, upstream, values = ctx.saved_tensors[:7]
         d_upstream = gradient * values if ctx.needs_input_grad[5] else None
-        if ctx.held is not None and not torch.is_grad_enabled():
+        if ctx.held is not None and not torch.is_grad_enabled() and not _is_batched(gradient):
             gradients, ctx.held = ctx.held, None
             if gradient != 1:  # on a GPU too looking costs less than a pass over the head's gradient
                 gradients = tuple(tensor.mul_(gradient.to(tensor.dtype)) for tensor in gradients)
@@ -449,6 +449,11 @@ def where_needed(needs: Sequence[bool], *gradients: Tensor) -> tuple[Tensor | No
 
 def _in_plain_eager_mode() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _is_batched(gradient: Tensor) -> bool:
+    """Whether there are several gradients in one: of ``vmap``, or of ``autograd.grad(is_grads_batched=True)``."""
+    return not _in_plain_eager_mode() or bool(torch._C._functorch.is_legacy_batchedtensor(gradient))
 
 
 def _traced(function: type[torch.autograd.Function], eagerly: type[torch.autograd.Function]) -> Any:

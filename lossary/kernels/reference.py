@@ -22,7 +22,10 @@ def logits(
     z = F.linear(input.to(wide), linear_weight.to(wide), None if linear_bias is None else linear_bias.to(wide))
     if softcap:
         z = softcap * torch.tanh(z / softcap)
-    return z / temperature
+    if not isinstance(temperature, Tensor):
+        return z / temperature
+    out = z == -torch.inf  # an entry out of the vocabulary has no gradient in the temperature
+    return torch.where(out, z, torch.where(out, 0.0, z) / temperature)
 
 
 def statistics(names: Sequence[str], z: Tensor, target: Tensor | None, weight: Tensor | None) -> Tensor:

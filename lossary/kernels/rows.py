@@ -175,7 +175,8 @@ class HeadRows:
             share = share / divisor
         if self.keep is not None:  # without kept rows 0 / 0 would reach the sweep; it belongs into the value alone
             share = torch.where(self.keep, share, 0.0)
-        return torch.stack([share * _flat(c, share) for c in coefficients.values()]), divisor
+        upstream = torch.stack([share * _flat(c, share) for c in coefficients.values()])
+        return upstream if self.keep is None else torch.where(self.keep, upstream, 0.0), divisor
 
     def divisor(self) -> Tensor:
         """What ``mean`` divides by, row by row ``(N,)``: class weight of the target x weight of the row."""
@@ -281,6 +282,8 @@ class HeadRows:
     def sample(self, count: int, generator: torch.Generator | None, noise: Tensor | None) -> dict[str, Tensor]:
         """Entries drawn from the softmax and their log-probabilities, both :attr:`shape` + (count,)."""
         input = self.head[0]
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"num_samples is {count!r}; wanted an integer of at least 0.")
         if noise is None:
             draws = torch.rand(len(input), count, generator=generator, device=input.device)
         else:
@@ -328,7 +331,10 @@ class HeadRows:
         """All logits ``(N, V)``; reference backend only."""
         if self._logits is None:
             input, linear_weight, linear_bias = self.head[:3]
-            self._logits = reference.logits(input, linear_weight, linear_bias, self.options.softcap, self._temperature)
+            with full_precision(input):
+                self._logits = reference.logits(
+                    input, linear_weight, linear_bias, self.options.softcap, self._temperature
+                )
         return self._logits
 
 
@@ -416,8 +422,12 @@ def head_rows(
     options = options._replace(all_count=all_count)
     if sample_weight is not None:
         checks.check_shape("sample_weight", sample_weight, input.shape[:-1], "a weight for each row")
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        checks.check_shape("temperature", temperature, input.shape[:-1], "a number, or one for each row")
     if shift:
         input, target, sample_weight = _shifted(shift, input, target, sample_weight)
+        if isinstance(temperature, Tensor) and temperature.ndim:
+            temperature = temperature[..., :-shift]
     input, linear_weight, linear_bias = _as_autocast(input, linear_weight, linear_bias)  # type: ignore[assignment]
     if input.dtype != linear_weight.dtype:
         raise TypeError(
@@ -439,11 +449,16 @@ def head_rows(
         place = place if here is None else torch.where(here, place, cpu.IGNORED)
     if vocab_parallel is not None:
         weight = None if weight is None else weight[vocab_parallel.columns]
+    if sample_weight is not None:
+        sample_weight = sample_weight.to(wide).reshape(-1)
+        sample_weight = sample_weight if keep is None else torch.where(keep, sample_weight, 0.0)
     if isinstance(temperature, Tensor):
         temperature = temperature.to(wide)
+        if keep is not None:  # what an ignored row holds must not reach the temperature's gradient
+            input = torch.where(keep.unsqueeze(1), input, 0.0)
         if temperature.ndim:
-            checks.check_shape("temperature", temperature, shape, "a number, or one for each row")
             temperature = temperature.reshape(-1, 1)
+            temperature = temperature if keep is None else torch.where(keep.unsqueeze(1), temperature, 1.0)
         if options.backend != "reference":  # the head of input / temperature and bias / temperature
             if softcap is not None or (temperature.ndim and linear_bias is not None):
                 raise ValueError(
@@ -451,7 +466,11 @@ def head_rows(
                     "(backend='reference' takes any)."
                 )
             input = input.to(wide) / temperature
-            linear_bias = None if linear_bias is None else linear_bias.to(wide) / temperature
+            if linear_bias is not None:
+                out = linear_bias == -math.inf
+                # Each rank sees its own part of the bias alone, but the whole gradient of input.
+                divisor = temperature if vocab_parallel is None else vocab_parallel.sum_gradients(temperature)
+                linear_bias = torch.where(out, -math.inf, torch.where(out, 0.0, linear_bias).to(wide) / divisor)
     if options.backend == "reference" and keep is not None:
         input = torch.where(keep.unsqueeze(1), input, 0.0)  # what an ignored row holds must not reach a gradient
     return HeadRows(
@@ -461,7 +480,7 @@ def head_rows(
         valid=valid,
         label=label,
         target_weight=target_weight,
-        sample_weight=None if sample_weight is None else sample_weight.to(wide).reshape(-1),
+        sample_weight=sample_weight,
         options=options,
         temperature=temperature,
         ranks=vocab_parallel,
@@ -479,7 +498,8 @@ def _check_shapes(input: Tensor, linear_weight: Tensor) -> None:
         )
 
 
-def _check_target(target: Tensor, input: Tensor) -> None:
+def check_class_indices(target: Tensor) -> None:
+    """Raise unless the target is a tensor of integers: probabilities are refused."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target is {type(target).__name__}; wanted a tensor.")
     if target.is_floating_point():
@@ -487,8 +507,12 @@ def _check_target(target: Tensor, input: Tensor) -> None:
             f"target has dtype {target.dtype}: probabilities would be as large as the logits, which a linear head "
             "never stores; wanted class indices (int64)."
         )
-    if target.dtype == torch.bool or target.is_complex():
+    if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"target has dtype {target.dtype}; wanted int64 class indices.")
+
+
+def _check_target(target: Tensor, input: Tensor) -> None:
+    check_class_indices(target)
     checks.check_shape("target", target, input.shape[:-1], "a class index for each row of input")
 
 
@@ -514,7 +538,7 @@ def _options(
     if softcap is not None:
         if isinstance(softcap, Tensor):
             raise TypeError("softcap is a tensor; wanted a number.")
-        checks.check_in_range("softcap", softcap, 0.0, low_open=True)
+        checks.check_in_range("softcap", softcap, 0.0, low_open=True, high_open=True)
     checks.check_in_range("temperature", temperature, 0.0, low_open=True)
     if filter_eps == "auto":
         held = input.dtype if backend in ("cuda", "triton") else torch.promote_types(input.dtype, torch.float32)

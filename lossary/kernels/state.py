@@ -73,8 +73,9 @@ class Coefficients(NamedTuple):
         target: See above.
         uniform: See above.
         weighted: See above.
-        probability: exp(d) times this is the probability of the logit.
-        miss: 1 - probability of the target.
+        probability: exp(d) times this is what a filter compares: the probability of the logit, or its gradient in
+            ``log_miss`` (relative to the largest upstream), if that is larger.
+        miss: The same of the target: 1 - its probability, or its gradient, if that is larger.
     """
 
     maximum: Tensor
@@ -148,11 +149,17 @@ def coefficients(
     log_total = torch.where(empty, 0.0, row.log_total)
     shift = torch.where(empty, 0.0, log_miss - log_total)
     probability = torch.where(empty, 0.0, torch.exp(shift))
+    compared = probability
+    largest = gradients.abs().amax() if gradients.numel() else zero.sum()
+    largest = torch.where(largest > 0, largest, 1.0)
     for name, g in zip(names, gradients.unbind(0), strict=True):
         if name == "log_prob":
             constant, target = constant - g * probability, target + g * miss
         elif name == "log_miss":
-            constant, target = constant + g * p * torch.exp(-log_total), target - g * p
+            share = g * p * torch.exp(-log_total)
+            constant, target = constant + share, target - g * p
+            # The others share what a confident row lacks: their gradient is large where their probability is not.
+            compared = torch.maximum(compared, share.abs() / largest)
         elif name in ("logsumexp", "squared_logsumexp"):
             g = g if name == "logsumexp" else 2 * g * row.logsumexp
             constant, target = constant + g * probability, target + g * p
@@ -170,12 +177,13 @@ def coefficients(
             constant, target = constant - share * probability, target - share * p
         else:
             target = target + g
+    compared_miss = torch.maximum(miss, target.abs() / largest)
     if temperature != 1:
         constant, slope, target, uniform, weighted = (
             c / temperature for c in (constant, slope, target, uniform, weighted)
         )
     return torch.stack(
-        Coefficients(_finite(row.maximum), constant, slope, target, uniform, weighted, probability, miss)
+        Coefficients(_finite(row.maximum), constant, slope, target, uniform, weighted, compared, compared_miss)
     )
 
 

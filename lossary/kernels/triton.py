@@ -78,7 +78,7 @@ def partials(
             share,
             options.softcap or 1.0,
             1 / options.temperature,
-            **_switches(names, input, linear_bias, target, weight, kept, options),
+            **_switches(names, input, linear_weight, linear_bias, target, weight, kept, options),
             **blocks,
         )
         merged = state.merge(partial)
@@ -147,7 +147,7 @@ def gradients(
             options.softcap or 1.0,
             1 / options.temperature,
             options.filter_eps if filtering else 0.0,
-            **_switches(names, input, linear_bias, target, weight, kept, options),
+            **_switches(names, input, linear_weight, linear_bias, target, weight, kept, options),
             HAS_ORDER=order is not None,
             NEEDS_INPUT=bool(needs_input and of_input),
             NEEDS_WEIGHT=bool(needs_weight and of_head),
@@ -213,6 +213,7 @@ def _parts(num_rows: int, vocab: int, input: Tensor) -> int:
 def _switches(
     names: Sequence[str],
     input: Tensor,
+    linear_weight: Tensor,
     linear_bias: Tensor | None,
     target: Tensor | None,
     weight: Tensor | None,
@@ -220,6 +221,7 @@ def _switches(
     options: Options,
 ) -> dict[str, Any]:
     precise = torch.get_float32_matmul_precision() == "highest"
+    halves = torch.float32 not in (input.dtype, linear_weight.dtype) or input.dtype != linear_weight.dtype
     return {
         "HAS_BIAS": linear_bias is not None,
         "HAS_TARGET": target is not None,
@@ -229,6 +231,6 @@ def _switches(
         "MOMENT": bool(OF_MOMENT.intersection(names)),
         "SPREAD": bool(SPREAD.intersection(names)),
         "EVEN_WIDTH": input.shape[1] % 64 == 0,  # of which every BLOCK_WIDTH is a divisor
-        "WIDEN": INTERPRETED and input.dtype != torch.float32,  # the interpreter's products know no halves
+        "WIDEN": INTERPRETED and halves,  # the interpreter's products know no halves
         "PRECISION": "ieee" if precise else "tf32",
     }

@@ -46,7 +46,7 @@ def _logits(
             w = tl.load(w_ptr, mask=column_ok[:, None] & inside, other=0.0)
         if WIDEN:
             x = x.to(tl.float32)
-            w = w.to(tl.float32)
+        w = w.to(x.dtype)  # beside an input that a learned temperature made float32
         z = tl.dot(x, tl.trans(w), z, input_precision=PRECISION)
         x_ptr += BLOCK_WIDTH
         w_ptr += BLOCK_WIDTH

@@ -14,6 +14,7 @@ from lossary.core.objective import Kind, objective
 from lossary.core.rows import reduce_rows
 from lossary.core.types import Reduction
 from lossary.kernels import HeadObjective, VocabParallel, head_rows
+from lossary.kernels.rows import check_class_indices
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"filter_eps": None},
@@ -50,6 +51,7 @@ def linear_cross_entropy(
     preset: Literal["exact", "kahan", "kahan_full_c", "kahan_full_e", "kahan_full"] | None = None,
     deterministic: bool = False,
     vocab_parallel: VocabParallel | None = None,
+    options: Any = None,
 ) -> Any:
     r"""Cross-entropy of ``softmax(input @ linear_weight.T + linear_bias)`` at the memory of no logits.
 
@@ -92,6 +94,9 @@ def linear_cross_entropy(
             needs the former: filtering starves rare tokens), ``kahan_full`` for neither.
         deterministic: Only sums whose order is fixed. The CPU's always is.
         vocab_parallel: Where this rank's part of the vocabulary lies, if the head is sharded by hand.
+        options: PyTorch's ``LinearCrossEntropyOptions``, so that its calls run as they are: ``batch_chunk_size`` is
+            taken for ``block_rows`` where that is None, and the rest says how, not what, to compute.
+            ``backend="torch"`` hands it on whole.
 
     Shape:
         - input: ``(..., D)``; target, token_weight, sample_weight: ``(...)``.
@@ -117,6 +122,7 @@ def linear_cross_entropy(
         arXiv 2411.09009). The reduced forms also form their gradients in the sweep of their value where they can.
     """
     given = dict(locals())
+    check_class_indices(target)
     ignore_index = given["ignore_index"] = -100 if ignore_index is None else ignore_index
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
         return _at_every_position(**given)
@@ -138,7 +144,7 @@ def linear_cross_entropy(
         temperature=temperature,
         shift=shift,
         backend=backend,
-        block_rows=block_rows,
+        block_rows=block_rows or getattr(options, "batch_chunk_size", None),
         block_vocab=block_vocab,
         deterministic=deterministic,
         vocab_parallel=vocab_parallel,
@@ -149,6 +155,8 @@ def linear_cross_entropy(
     if token_weight is not None:
         check_shape("token_weight", token_weight, target.shape, "a factor for each token")
         token_weight = token_weight[..., shift:] if shift else token_weight
+        if input.dtype == torch.float64:
+            token_weight = token_weight.double()
         factor, spread = factor * token_weight, spread * token_weight
     coefficients: dict[str, Tensor | float] = {"log_prob": -(1 - label_smoothing) * factor}
     if isinstance(label_smoothing, Tensor) or label_smoothing:
@@ -194,6 +202,7 @@ class LinearCrossEntropyLoss(HeadObjective):
         preset: Literal["exact", "kahan", "kahan_full_c", "kahan_full_e", "kahan_full"] | None = None,
         deterministic: bool = False,
         vocab_parallel: VocabParallel | None = None,
+        options: Any = None,
     ) -> None:
         super().__init__(
             weight=weight,
@@ -212,6 +221,40 @@ class LinearCrossEntropyLoss(HeadObjective):
             preset=preset,
             deterministic=deterministic,
             vocab_parallel=vocab_parallel,
+            options=options,
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+        *,
+        token_weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        normalizer: Tensor | float | None = None,
+    ) -> Any:
+        """The loss on ``input``, the head and ``target``; see the function for shapes.
+
+        Args:
+            input: Hidden states.
+            linear_weight: Weight of the head.
+            target: Class indices.
+            linear_bias: Bias of the head.
+            token_weight: Factors on the loss of each token that leave the divisor of ``mean`` alone.
+            sample_weight: Weights of tokens that count in the divisor.
+            normalizer: Divisor of ``mean`` and ``sum`` in place of their own.
+        """
+        return linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias,
+            token_weight=token_weight,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            **self.hyperparameters(),
         )
 
 
@@ -236,7 +279,7 @@ def z_loss(
         - lse, target: any one shape.
 
     Returns:
-        The shape of ``lse`` for ``none``, else ``()``. Empty or all-ignored ``mean`` is NaN.
+        The shape of ``lse`` for ``none``, else ``()``; float32 for halves. Empty or all-ignored ``mean`` is NaN.
 
     Raises:
         TypeError: A dtype is wrong.
@@ -250,8 +293,9 @@ def z_loss(
         Chowdhery et al.: PaLM (arXiv 2204.02311), section 5, as offered beside Cut Your Losses (arXiv 2411.09009).
     """
     check_floating("lse", lse)
-    keep = None
+    lse, keep = lse.to(torch.promote_types(lse.dtype, torch.float32)), None  # the square leaves float16 at 256
     if target is not None:
+        check_class_indices(target)
         check_shape("target", target, lse.shape, "a class index for each logsumexp")
         keep = target != ignore_index
         lse = torch.where(keep, lse, 0.0)
@@ -290,10 +334,14 @@ def _at_every_position(**given: Any) -> Any:
         linear_cross_entropy(**(alone | {name: tensor[:, place] for name, tensor in tensors.items()}))
         for place in range(tensors["target"].shape[1])
     ]
-    loss = torch.stack(values, 1).reshape(target.shape)
+    loss = (
+        torch.stack(values, 1) if values else given["input"][:, :0].to(torch.promote_types(weight.dtype, torch.float32))
+    )
+    loss = loss.reshape(target.shape)
     class_weight, sample_weight, keep = given["weight"], given["sample_weight"], target != given["ignore_index"]
     ones = loss.new_ones(())
-    label_weight = ones if class_weight is None else class_weight.to(loss.dtype)[torch.where(keep, target, 0)]
+    label = torch.where((target >= 0) & (target < len(weight)), target, 0).long()  # a bad one is NaN already
+    label_weight = ones if class_weight is None else class_weight.to(loss.dtype)[label]
     if given["reduction"] != "none" and sample_weight is not None:  # inside the values already
         label_weight = label_weight * sample_weight
     return reduce_rows(
@@ -309,7 +357,8 @@ def _at_every_position(**given: Any) -> Any:
 
 def _by_torch(**given: Any) -> Tensor:
     """PyTorch's own ``linear_cross_entropy`` in chunks of rows, for what it can do."""
-    understood = {"input", "linear_weight", "target", "linear_bias", "weight", "reduction", "ignore_index", "backend"}
+    understood = {"input", "linear_weight", "target", "linear_bias", "weight", "reduction", "ignore_index"}
+    understood |= {"backend", "options"}
     for name, parameter in inspect.signature(linear_cross_entropy).parameters.items():
         value, default = given[name], parameter.default
         if name not in understood and (isinstance(value, Tensor) or value != default):
@@ -323,7 +372,7 @@ def _by_torch(**given: Any) -> Tensor:
         weight=given["weight"],
         reduction=given["reduction"],
         ignore_index=given["ignore_index"],
-        options=torch.nn.LinearCrossEntropyOptions(),
+        options=given["options"] or torch.nn.LinearCrossEntropyOptions(),
     )
     loss = loss.reshape(target.shape) if given["reduction"] == "none" else loss
     return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss

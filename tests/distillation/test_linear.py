@@ -123,6 +123,21 @@ def test_masks_modes_and_half_precision(kind: Any) -> None:
     torch.testing.assert_close(linear_distillation(**half, kind=kind).double(), exact, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_entries_out_of_both_vocabularies_have_no_term(kind: Any, backend: Any) -> None:
+    given = problem(6, 9)
+    given["linear_bias"][2] = given["teacher_bias"][2] = -torch.inf
+    left = torch.arange(9) != 2
+    heads = ("linear_weight", "linear_bias", "teacher_weight", "teacher_bias")
+    values = []
+    for tensors in (given, given | {name: given[name][left] for name in heads}):
+        input = tensors["input"].clone().requires_grad_()
+        loss = linear_distillation(**{**tensors, "input": input}, kind=kind, backend=backend)
+        values.append([loss.detach(), *torch.autograd.grad(loss, input)])
+    torch.testing.assert_close(*values)
+
+
 def test_compile() -> None:
     given = problem(6, 9)
     leaves = {name: given[name].requires_grad_() for name in STUDENT}

@@ -86,6 +86,20 @@ def test_without_labels_it_is_the_stock_model() -> None:
     assert ours(**batch()).logits is not None
 
 
+def test_calls_by_position_as_tuples_and_without_items() -> None:
+    ours = use_linear_head(build("llama"))
+    given = batch()
+    wanted = ours(**given).loss
+    tokens, mask, labels = given["input_ids"], given["attention_mask"], given["labels"]
+    torch.testing.assert_close(ours(tokens, mask, None, None, None, labels).loss, wanted)
+    torch.testing.assert_close(ours(**given, return_dict=False)[0], wanted)
+    nobody = given | {"labels": torch.full_like(labels, -100), "num_items_in_batch": torch.tensor(0)}
+    assert ours(**nobody).loss == 0
+    torch.testing.assert_close(
+        ours(**given, num_items_in_batch=torch.tensor([[50]])).loss, ours(**given, num_items_in_batch=50).loss
+    )
+
+
 def test_another_objective() -> None:
     ours = use_linear_head(build("gpt2"), linear_focal_loss, gamma=0.0)
     torch.testing.assert_close(ours(**batch()).loss, build("gpt2")(**batch()).loss, rtol=1e-5, atol=1e-5)

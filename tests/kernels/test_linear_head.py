@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossary.kernels import STATISTICS, cpu, head_rows, linear_head, logits_at
+from lossary.language import linear_cross_entropy
 from lossary.papers._memory import memory_of
 
 DTYPES = {
@@ -235,6 +236,33 @@ def test_filtering_errs_by_less_than_its_threshold_and_skips_columns() -> None:
         assert not torch.equal(whole[1 - place], gradients[None][1 - place])
 
 
+@pytest.mark.parametrize("name", [name for name in STATISTICS if "mean" not in name])
+def test_filtering_keeps_what_a_confident_row_sends(name: str) -> None:
+    """Where 1 - p is below the threshold, statistics beside log p still have gradients of size 1."""
+    input, head, target, _ = problem(12, 60, 16)
+    input = head[target] * 6
+    gradients = []
+    for eps in (None, 1e-3):
+        leaves = [input.clone().requires_grad_(), head.clone().requires_grad_()]
+        value = linear_head(*leaves, target, statistics=[name], backend="cpu", filter_eps=eps)[name]
+        gradients.append(torch.autograd.grad(value.sum(), leaves))
+    scale = 1e-3 * (1 + 2 * float((input @ head.T).abs().max()) if name in ("expected_logit", "entropy") else 300)
+    for exact, some in zip(*gradients, strict=True):
+        assert (exact - some).abs().max() <= scale * 12
+
+
+def test_a_nan_costs_no_other_row_its_gradient() -> None:
+    input, head, target, _ = problem(8, 60, 4)
+    input = head[target] * 3
+    ok = torch.arange(8) != 5
+    gradients = []
+    for broken in (False, True):
+        leaf = torch.where(ok.unsqueeze(1), input, math.nan if broken else 0.0).requires_grad_()
+        gradients.append(torch.autograd.grad(linear_head(leaf, head, target, backend="cpu")["log_prob"].sum(), leaf)[0])
+    torch.testing.assert_close(gradients[1][ok], gradients[0][ok])
+    assert gradients[1][5].isnan().all()
+
+
 def test_filtering_in_the_sweep_of_a_sum() -> None:
     input, head, target, _ = problem(64, 500, 16)
     input = head[target] * 2 + 0.3 * input
@@ -297,6 +325,29 @@ def test_no_tensor_of_all_logits_is_allocated(names: list[str], softcap: float |
 
 
 # --- corners --------------------------------------------------------------------------------------------------------
+
+
+def test_few_rows_are_not_held_at_once_either() -> None:
+    for rows in (2, 8, 16, 40):
+        input, head, target, _ = problem(rows, 4096, 4, dtype=torch.float32)
+        head.requires_grad_()
+        run = lambda i=input, h=head, t=target: (  # noqa: E731
+            head_rows(i, h, t).combine({"log_prob": -1.0}, reduction="mean", normalizer=None).backward()
+        )
+        assert memory_of(run).largest <= max(4 * rows * 4096 // 2, 4 * head.numel())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_factors_of_ignored_rows_reach_nothing(backend: Any) -> None:
+    input, head, target, _ = problem(6, 7, 3)
+    target[2] = -100
+    factor, temperature = torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64) + 0.5
+    factor[2], temperature[2], input[2] = math.nan, 0.0, math.nan
+    leaves = [tensor.requires_grad_() for tensor in (input, head, factor, temperature)]
+    for words in ({"token_weight": factor}, {"sample_weight": factor}):
+        loss = linear_cross_entropy(input, head, target, temperature=temperature, backend=backend, **words)
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, leaves))
 
 
 def test_ignored_rows_reach_neither_value_nor_gradient() -> None:
@@ -403,6 +454,21 @@ def test_a_learned_temperature_for_all_or_for_each_row() -> None:
 # --- modes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_temperature_beside_shift_and_masked_entries(backend: Any) -> None:
+    input, head, target, bias = problem(12, 7, 3)
+    input, target = input.reshape(2, 6, 3), target.reshape(2, 6).clamp(min=1)
+    each = torch.linspace(0.5, 2.0, 12, dtype=torch.float64).reshape(2, 6)
+    ours = linear_head(input, head, target, shift=1, temperature=each, backend=backend)["log_prob"]
+    logits = F.linear(input, head)[:, :-1] / each[:, :-1, None]
+    torch.testing.assert_close(ours, -F.cross_entropy(logits.movedim(-1, 1), target[:, 1:], reduction="none"))
+    bias[0] = -math.inf
+    one = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    ours = linear_head(input, head, target, bias, temperature=one, backend=backend)["log_prob"].sum()
+    without = linear_head(input, head[1:], target - 1, bias[1:], temperature=one, backend=backend)["log_prob"].sum()
+    torch.testing.assert_close(torch.autograd.grad(ours, one), torch.autograd.grad(without, one))
+
+
 def objectives() -> dict[str, Any]:
     """The two-sweep path and the path whose gradients are formed with the value."""
     target = torch.tensor([0, 4, -100, 2, 6, 1])
@@ -476,6 +542,35 @@ def test_autocast_casts_as_linear_does(name: str) -> None:
         torch.testing.assert_close(gradient, exact.float())
 
 
+def test_reference_is_as_wide_under_autocast() -> None:
+    input, head, target, bias = problem(6, 7, 3, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        dense, ours = (
+            linear_head(input, head, target, bias, top_k=2, statistics=["log_prob", "target_logit"], backend=backend)
+            for backend in ("reference", "cpu")
+        )
+    torch.testing.assert_close(dense, ours)
+
+
+@MODES
+def test_operators_are_what_their_fakes_say(name: str) -> None:
+    """Strides, too: code compiled by inductor relies on them."""
+    input, head, target, bias = problem(6, 9, 3)
+    head = head.t().contiguous().t()
+    rows = head_rows(input, head, target, bias)
+    given, options, needs = rows.head, rows.options, [True, True, True]
+    operators = torch.ops.lossary
+    operator, arguments = {
+        "two sweeps": (operators.head_gradients, (["log_prob"], *given, torch.rand(8, 6).double(), needs, *options)),
+        "one sweep": (
+            operators.head_value_and_gradients,
+            (["log_prob"], *given, torch.rand(1, 6).double(), needs, *options),
+        ),
+        "chosen": (operators.logits_at_gradients, (*given[:2], target[:, None], torch.rand(6, 1).double(), needs)),
+    }[name]
+    torch.library.opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @MODES
 def test_what_has_no_derivative_says_so(name: str) -> None:
     """Never a silent zero: forward mode and second derivatives, compiled or not."""
@@ -515,6 +610,15 @@ def test_gradients_may_be_accumulated_and_kept() -> None:
     total.backward()
     for leaf, gradient in zip(leaves, once, strict=True):
         torch.testing.assert_close(leaf.grad, 2 * gradient)
+
+
+def test_several_gradients_at_once() -> None:
+    input, head, target, _ = problem(6, 8, 3, dtype=torch.float32)
+    head.requires_grad_()
+    many = torch.tensor([1.0, 2.0, -3.0])
+    each = torch.autograd.grad(linear_cross_entropy(input, head, target), head, many, is_grads_batched=True)[0]
+    (one,) = torch.autograd.grad(linear_cross_entropy(input, head, target), head)
+    torch.testing.assert_close(each, many[:, None, None] * one)
 
 
 # --- choosing entries -----------------------------------------------------------------------------------------------
@@ -565,7 +669,7 @@ def test_top_entries_have_gradients() -> None:
     torch.testing.assert_close(*gradients)
 
 
-@given(st.integers(0, 8), st.integers(1, 20), st.integers(1, 5), st.booleans(), st.sampled_from([None, 2.0]))
+@given(st.integers(0, 8), st.integers(1, 20), st.integers(0, 5), st.booleans(), st.sampled_from([None, 2.0]))
 @example(3, 5, 2, True, None)
 def test_chosen_logits(rows: int, vocab: int, count: int, shared: bool, softcap: float | None) -> None:
     input, head, _, bias = problem(rows, vocab, 4)
@@ -604,6 +708,9 @@ def test_chosen_logits(rows: int, vocab: int, count: int, shared: bool, softcap:
         ({"statistics": ["log_prob"], "target": None}, ValueError, "'log_prob', which is about the target"),
         ({"statistics": ["weighted_mean_log_prob"]}, ValueError, "wanted weight, a number for each class"),
         ({"softcap": 0.0}, ValueError, r"softcap is 0.0; wanted a number in \(0"),
+        ({"softcap": math.inf}, ValueError, r"softcap is inf; wanted a number in \(0"),
+        ({"num_samples": -1}, ValueError, "num_samples is -1; wanted an integer of at least 0"),
+        ({"target": torch.zeros(4, dtype=torch.uint16)}, TypeError, "target has dtype torch.uint16"),
         ({"softcap": torch.tensor(1.0)}, TypeError, "softcap is a tensor"),
         ({"temperature": -1.0}, ValueError, "temperature is -1.0"),
         ({"temperature": torch.ones(3)}, ValueError, r"temperature has shape \(3,\)"),

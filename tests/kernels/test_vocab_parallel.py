@@ -47,6 +47,9 @@ def objectives(
         noise=torch.linspace(0.01, 0.99, 24).reshape(3, 4, 2),
         **options,
     )
+    temperature = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    tempered = linear_cross_entropy(input, weight, target, bias, temperature=temperature, vocab_parallel=ranks)
+    (of_temperature,) = torch.autograd.grad(tempered, temperature)
     smooth = {"label_smoothing": 0.1, "weight": classes, "z_loss_weight": 1e-2}
     return {
         **rows,
@@ -59,6 +62,7 @@ def objectives(
             **options,
         ),
         "decay": linear_power_law_decay_loss(input, weight, target, classes, linear_bias=bias, **options),
+        "of temperature": of_temperature + 0.0 * (input.sum() + weight.sum() + bias.sum()),
         "chosen": rows["top_log_prob"].square().sum() + rows["sample_log_prob"].sum(),
     }
 

@@ -273,5 +273,65 @@ def test_sequences(rows: int, vocab: int, seed: int) -> None:
 
 def test_probabilities_are_refused() -> None:
     input, head, _, _, _ = problem(4, 7)
+    for backend in ("auto", "reference", "torch"):
+        with pytest.raises(ValueError, match="probabilities would be as large as the logits"):
+            linear_cross_entropy(input, head, torch.rand(4, 7), backend=backend)
     with pytest.raises(ValueError, match="probabilities would be as large as the logits"):
-        linear_cross_entropy(input, head, torch.rand(4, 7))
+        linear_cross_entropy(input, torch.rand(7, 2, 4, dtype=torch.float64), torch.rand(4, 7, 2))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_the_options_of_torch(backend: Any) -> None:
+    """Calls that say how PyTorch is to chunk run as they are."""
+    input, head, target, bias, _ = problem(20, 9, dtype=torch.float32)
+    for options in (None, nn.LinearCrossEntropyOptions(), nn.LinearCrossEntropyOptions(batch_chunk_size=4)):
+        for reduction in ("none", "mean", "sum"):
+            call = {"linear_bias": bias, "reduction": reduction, "options": options}
+            ours = linear_cross_entropy(input, head, target, backend=backend, **call)
+            torch.testing.assert_close(ours, F.linear_cross_entropy(input, head, target, **call))
+
+
+def test_positions_without_any_and_with_a_label_that_nobody_saw() -> None:
+    input, weight = torch.randn(6, 4), torch.rand(5)
+    for reduction in ("none", "mean", "sum"):
+        given = (input, torch.randn(5, 0, 4), torch.zeros(6, 0).long())
+        torch.testing.assert_close(
+            linear_cross_entropy(*given, reduction=reduction),
+            F.linear_cross_entropy(*given, reduction=reduction),
+            equal_nan=True,
+        )
+    head, target = torch.randn(5, 2, 4), torch.zeros(6, 2).long()
+    target[1, 1] = 77
+    assert torch.vmap(lambda t: linear_cross_entropy(input, head, t, weight=weight))(target[None]).isnan().all()
+
+
+def test_module_takes_token_weights() -> None:
+    input, head, target, bias, _ = problem(8, 7)
+    factor = torch.rand(8, dtype=torch.float64)
+    torch.testing.assert_close(
+        LinearCrossEntropyLoss()(input, head, target, bias, token_weight=factor),
+        linear_cross_entropy(input, head, target, bias, token_weight=factor),
+    )
+
+
+def test_z_loss_of_half_precision_is_wide() -> None:
+    value = z_loss(torch.tensor([300.0, 1.0], dtype=torch.float16), torch.tensor([0, -100]))
+    torch.testing.assert_close(value, torch.tensor(90000.0))
+    with pytest.raises(TypeError, match=r"target has dtype torch\.bool"):
+        z_loss(torch.ones(2), torch.ones(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("words", [{"z_loss_weight": 0.1}, {"label_smoothing": 0.1}])
+def test_entries_out_of_the_vocabulary_in_the_sweep_of_a_sum(words: dict[str, float]) -> None:
+    """A masked target costs inf, and a class weight of 0 silences a masked entry, with and without gradients."""
+    input, head, target, bias, weight = problem(8, 7, dtype=torch.float32)
+    head.requires_grad_()
+    bias[3] = -torch.inf
+    target[0] = 3
+    assert linear_cross_entropy(input, head, target, bias, **words) == torch.inf
+    target, weight[3] = torch.arange(8) % 3, 0.0
+    pair = [
+        linear_cross_entropy(input, head, target, bias, weight=weight, backend=b, **words) for b in ("cpu", "reference")
+    ]
+    torch.testing.assert_close(*pair)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, head) for loss in pair))
