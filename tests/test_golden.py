@@ -62,17 +62,23 @@ def run(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     instance, output = call(case, tensors)
     if "output_index" in case:
         output = output[case["output_index"]]
+    more = {name: expected[name] for name in set(expected) - {"output", "grad", "attributes"}}
+    summed = first = next(iter(leaves(output)))
     actual: dict[str, Any] = {"output": output}
     wanted: dict[str, Any] = {}
+    if case.get("kwargs", {}).get("return_lse"):  # recorded gradients are those of loss + lse / 10, summed
+        summed = first.sum() + 0.1 * output[1].sum()
+        actual = {"output": output if isinstance(expected["output"], list) else first, "lse": output[1]}
     if "output" in expected:
         wanted["output"] = parse(expected["output"])
+    if case["call"] == "lossary.preference.cringe_loss":
+        actual |= cringe_terms(case, tensors)
+    assert more.keys() <= actual.keys(), "the case expects more: write an adapter"
+    wanted |= {name: parse(value) for name, value in more.items()}
     if expected.get("grad"):
-        first = next(iter(leaves(output)))
-        if case.get("kwargs", {}).get("return_lse"):  # of loss and lse
-            first = first.sum() + 0.1 * output[1].sum()
-        cotangent = tensors.get("grad_output", torch.ones_like(first))
+        cotangent = tensors.get("grad_output", torch.ones_like(summed))
         sources = {name: tensors[name] if name in tensors else attribute(instance, name) for name in expected["grad"]}
-        gradients = torch.autograd.grad(first, list(sources.values()), cotangent)
+        gradients = torch.autograd.grad(summed, list(sources.values()), cotangent)
         for name, gradient in zip(sources, gradients, strict=True):
             actual[f"grad.{name}"] = gradient
             wanted[f"grad.{name}"] = parse(expected["grad"][name])
@@ -109,6 +115,15 @@ def call(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, Any]:
     for _ in range(case.get("calls", 1)):
         output = target(*args, **kwargs)
     return instance, output
+
+
+def cringe_terms(case: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The two parts of each token's loss: alpha = 0 leaves cross-entropy, and what alpha = 1 adds is the contrast."""
+    without, whole = (
+        call({**case, "kwargs": {**case["kwargs"], "alpha": alpha, "reduction": "none"}}, tensors)[1]
+        for alpha in (0.0, 1.0)
+    )
+    return {"per_token_ce": without, "per_token_contrast": whole - without}
 
 
 def run_quantizer(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
