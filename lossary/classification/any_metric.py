@@ -304,7 +304,7 @@ def _mcc(counts: ConfusionMatrix) -> Tensor:
 
 
 _METRICS: dict[str, Callable[[ConfusionMatrix, Tensor | float], Tensor]] = {
-    "accuracy": lambda c, beta: _rate(c.tp + c.tn, sum(c)),
+    "accuracy": lambda c, beta: _rate(c.tp + c.tn, torch.stack(c).sum()),
     "fbeta": _fbeta,
     "geometric_mean": lambda c, beta: safe_sqrt(_recall(c) * _specificity(c)),
     "balanced_accuracy": lambda c, beta: (_recall(c) + _specificity(c)) / 2,
