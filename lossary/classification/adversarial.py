@@ -222,7 +222,7 @@ def _random_point(x: Tensor, epsilon: float, norm: Norm, generator: torch.Genera
 
 def _length(x: Tensor) -> Tensor:
     """Euclidean length of each input, shaped to broadcast."""
-    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1) if x.ndim > 1 else x.abs()
     return length.reshape([-1] + [1] * (x.ndim - 1))
 
 

@@ -65,7 +65,7 @@ def any_loss(
         metric: ``accuracy``, ``fbeta``, ``geometric_mean`` (of recall and specificity), ``balanced_accuracy``,
             ``precision``, ``recall``, ``specificity``, ``mcc`` (Matthews' correlation), ``jaccard``, or a callable
             ``(tp, fp, fn, tn)`` to a 0-d tensor.
-        beta: How many times more recall counts than precision in ``fbeta``; positive.
+        beta: How many times more recall counts than precision in ``fbeta``: 0 is precision, infinity recall.
         slope: Steepness L of the soft step, positive: 73 takes [0, 1] to itself within rounding, less leaves more
             gradient.
         threshold: Probability t from which a row is called positive, in [0, 1].
@@ -181,7 +181,7 @@ def metric_value(
     Source:
         Han, Moniz, Chawla (KDD 2024, arXiv 2405.14745), section 3.
     """
-    check_in_range("beta", beta, 0.0, low_open=True)
+    check_in_range("beta", beta, 0.0)
     check_in_range("eps", eps, 0.0)
     if isinstance(metric, str) and metric not in _METRICS:
         raise ValueError(f"metric is {metric!r}; wanted one of {', '.join(_METRICS)}, or a callable.")
@@ -282,7 +282,8 @@ def approximate_label(probability: Tensor, *, slope: Tensor | float = 73.0, thre
 
 def _fbeta(counts: ConfusionMatrix, beta: Tensor | float) -> Tensor:
     tp, fp, fn, _ = counts
-    return _rate((1 + beta**2) * tp, (1 + beta**2) * tp + beta**2 * fn + fp)
+    share = 1 / (1 + beta * beta)  # of precision; the squares themselves could overflow
+    return _rate(tp, tp + (1 - share) * fn + share * fp)
 
 
 def _recall(counts: ConfusionMatrix) -> Tensor:
@@ -294,7 +295,8 @@ def _specificity(counts: ConfusionMatrix) -> Tensor:
 
 
 def _mcc(counts: ConfusionMatrix) -> Tensor:
-    total = sum(counts)
+    total = torch.stack(counts).sum()
+    total = torch.where(total == 0, 1.0, total)
     tp, fp, fn, tn = (count / total for count in counts)  # shares, so that no product overflows
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     undefined = product == 0
@@ -302,7 +304,7 @@ def _mcc(counts: ConfusionMatrix) -> Tensor:
 
 
 _METRICS: dict[str, Callable[[ConfusionMatrix, Tensor | float], Tensor]] = {
-    "accuracy": lambda c, beta: (c.tp + c.tn) / sum(c),
+    "accuracy": lambda c, beta: _rate(c.tp + c.tn, torch.stack(c).sum()),
     "fbeta": _fbeta,
     "geometric_mean": lambda c, beta: safe_sqrt(_recall(c) * _specificity(c)),
     "balanced_accuracy": lambda c, beta: (_recall(c) + _specificity(c)) / 2,

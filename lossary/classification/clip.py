@@ -213,7 +213,7 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
         input: Logits, floating point.
         max_norm: The largest norm :math:`\tau`, positive.
         p: Which norm, at least 1; infinity is the largest absolute logit.
-        dim: Class axis.
+        dim: Class axis; the only one of an unbatched input ``(C,)``.
         eps: Logits that are all smaller count as 0.
 
     Returns:
@@ -221,7 +221,7 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
 
     Raises:
         TypeError: ``input`` is not floating point.
-        ValueError: ``max_norm`` or ``p`` is out of range.
+        ValueError: ``max_norm``, ``p``, ``dim`` or ``eps`` is out of range.
 
     Example:
         >>> clip_logits(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), max_norm=1.0)
@@ -233,11 +233,18 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
     """
     check_floating("input", input)
     _check_norm(max_norm, p)
+    check_in_range("eps", eps, 0.0, low_open=True)
+    dim = 0 if input.ndim == 1 else dim
+    if not -input.ndim <= dim < input.ndim:
+        raise ValueError(f"dim is {dim}; wanted an axis of input, which has shape {tuple(input.shape)}.")
     z = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     bound = torch.finfo(z.dtype).max ** 0.75  # an infinite logit has its limit, and the factor keeps its digits
     z = z.clamp(-bound, bound)
-    largest = z.detach().abs().amax(dim, keepdim=True).clamp(min=eps)
-    norm = torch.linalg.vector_norm(z / largest, p, dim, keepdim=True).clamp(min=0.5)  # at least 1; 0 has no gradient
+    largest = z.detach().abs().amax(dim, keepdim=True)
+    is_zero = (largest < eps).to(z.dtype)
+    largest = largest.clamp(min=eps)
+    # A row of zeros becomes one of ones: at 0 the norm's second derivative is NaN, in the branch not taken, too.
+    norm = torch.linalg.vector_norm(torch.addcdiv(is_zero, z, largest), p, dim, keepdim=True)  # at least 1
     return (z * torch.where(largest * norm > max_norm, max_norm / norm / largest, 1.0)).to(input.dtype)
 
 

@@ -519,7 +519,8 @@ def _phi(log_p: Tensor, tau: Tensor | float) -> Tensor:
         return -log_p if tau == 1 else torch.expm1((tau - 1) * log_p) / (1 - tau)
     limit = tau == 1
     away = torch.where(limit, 2.0, tau)
-    at_one = -log_p - product(tau - 1, log_p.square() / 2)  # with its slope in tau, for one that is learned
+    finite = torch.where(log_p == -math.inf, 0.0, log_p)  # the square of an infinity would make a gradient NaN
+    at_one = -log_p - product(tau - 1, finite.square() / 2)  # with its slope in tau, for one that is learned
     return torch.where(limit, at_one, torch.expm1((away - 1) * log_p) / (1 - away))
 
 
@@ -539,6 +540,8 @@ def _as_came(value: Tensor, like: Numbers) -> Numbers:
     if isinstance(like, Tensor):
         return value
     as_came: Any = value.numpy() if isinstance(like, np.ndarray) or value.ndim else value.item()
+    if isinstance(like, np.ndarray | np.generic) and np.issubdtype(like.dtype, np.floating):
+        as_came = as_came.astype(like.dtype) if isinstance(like, np.ndarray) else like.dtype.type(as_came)
     return as_came  # type: ignore[no-any-return]
 
 

@@ -70,7 +70,7 @@ def ldr_kl_loss(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape, label, ``temperature``, ``normalize`` or reduction is wrong.
+        ValueError: A shape, label, ``temperature``, ``margin``, ``normalize`` or reduction is wrong.
 
     Example:
         >>> ldr_kl_loss(torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0]), temperature=2.0, margin=0.1)
@@ -168,7 +168,8 @@ def ldr_loss(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape, label, ``temperature``, ``constraint``, ``k``, ``normalize`` or reduction is wrong.
+        ValueError: A shape, label, ``temperature``, ``margin``, ``constraint``, ``k``, ``normalize`` or reduction is
+            wrong.
 
     Example:
         >>> input = torch.tensor([[0.0, 2.0, 1.0, -1.0]])
@@ -293,7 +294,8 @@ def aldr_kl_loss(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape, label, sample index, ``temperature``, ``alpha``, ``normalize`` or reduction is wrong.
+        ValueError: A shape, label, sample index, ``temperature``, ``alpha``, ``margin``, ``normalize`` or reduction is
+            wrong.
 
     Example:
         >>> input, target = torch.tensor([[3.0, 0.0, -1.0], [0.2, 0.1, 0.0]]), torch.tensor([0, 1])
@@ -369,6 +371,8 @@ class ALDRKLLoss(Objective):
     ) -> None:
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples is {num_samples!r}; wanted a whole number, at least 1.")
+        check_in_range("temperature", temperature, 0.0, low_open=True)
+        check_in_range("alpha", alpha, 1.0, low_open=True)
         super().__init__(
             temperatures=torch.full((num_samples,), float(temperature), dtype=torch.get_default_dtype()),
             temperature=temperature,
@@ -449,12 +453,14 @@ def _normalized(z: Tensor, kind: str, dim: int) -> Tensor:
         z = z.clamp(-bound, bound)
         return z / z.abs().mean(dim, keepdim=True).clamp(min=1e-12)
     if kind in ("softplus", "softplus_l1"):
+        z = z.clamp(max=torch.finfo(z.dtype).max)  # as above
         return z.shape[dim] * torch.softmax(numerics.log_softplus(z), dim)
     raise ValueError(f"normalize is {kind!r}; wanted 'none', 'softplus', 'l1' or 'softplus_l1'.")
 
 
 def _gaps(rows: ClassRows, f: Tensor, margin: Tensor | float) -> Tensor:
     """delta_k = f_k - f_y + margin, 0 at the label."""
+    check_in_range("margin", margin, -math.inf)
     return rows.replaced(f - rows.at_label(f).unsqueeze(rows.dim) + margin, 0.0)
 
 
@@ -471,7 +477,7 @@ def _soft_maximum(x: Tensor, temperature: Tensor | float, dim: int, *, positive:
     log_mean = mean.log()
     # A high temperature divides away what this logarithm sees, though not its derivative.
     exact = torch.log1p(torch.expm1(fall.detach()).mean(dim))
-    log_mean = log_mean + torch.where(mean > 0.5, exact - log_mean, 0.0).detach()
+    log_mean = log_mean + torch.where((mean > 0.5) & mean.isfinite(), exact - log_mean, 0.0).detach()
     value = top.squeeze(dim) + safe * log_mean
     return torch.where(t == 0, x.amax(dim), value) if isinstance(temperature, Tensor) and not positive else value
 
@@ -508,7 +514,7 @@ def _next_temperature(
     divergence = (p * (classes * p).log()).sum(dim)
     stiffness = alpha * math.log(classes)
     after = temperature - temperature * divergence / stiffness
-    return after.detach(), stiffness / (2 * temperature) * (after - temperature).square()
+    return after.detach(), temperature * divergence.square() / (2 * stiffness)
 
 
 def _check_samples(index: Tensor, target: Tensor, temperatures: Tensor) -> None:

@@ -101,6 +101,8 @@ def test_relations_between_metrics(batch: tuple[Tensor, Tensor], slope: float) -
     tiny, huge = (metric_value(input, target, metric="fbeta", slope=slope, beta=beta) for beta in (1e-6, 1e6))
     torch.testing.assert_close(tiny, value["precision"], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(huge, value["recall"], atol=1e-6, rtol=1e-6)
+    ends = [metric_value(input, target, metric="fbeta", slope=slope, beta=beta) for beta in (0, 1e200, math.inf)]
+    torch.testing.assert_close(ends, [value["precision"], value["recall"], value["recall"]])
     balanced = torch.cat([input, -input]), torch.cat([target, 1 - target])
     accuracy, mean_rate = (
         metric_value(*balanced, metric=name, slope=slope) for name in ("accuracy", "balanced_accuracy")
@@ -146,13 +148,15 @@ def test_a_rate_of_nothing_is_one() -> None:
     assert metric_value(torch.zeros(3), nobody, metric="recall") == 1
     assert metric_value(torch.zeros(3), nobody, metric="balanced_accuracy", slope=1.0) == 0.75
     assert metric_value(torch.zeros(3), nobody, metric="mcc") == 0
+    for name in NAMES:  # no entries at all
+        assert metric_value(torch.zeros(0), torch.zeros(0), metric=name) == (name != "mcc")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"metric": "f2"}, "metric is 'f2'; wanted one of accuracy, fbeta"),
-        ({"beta": 0.0}, "beta is 0.0"),
+        ({"beta": -1.0}, "beta is -1.0"),
         ({"slope": 0.0}, "slope is 0.0"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"eps": -1.0}, "eps is -1.0"),

@@ -90,6 +90,7 @@ def test_gradients_at_zero_of_first_and_second_order(p: float) -> None:
     torch.testing.assert_close(torch.func.jacrev(clip)(input)[0, :, 0], torch.eye(3).double())
     second = torch.func.hessian(lambda z: clip(z).square().sum())(input)
     assert second.isfinite().all()
+    assert torch.autograd.functional.hessian(lambda z: clip(z).square().sum(), input).isfinite().all()
     assert torch.autograd.gradcheck(clip, (input + 0.01).requires_grad_())
 
 
@@ -119,6 +120,7 @@ def test_any_loss_can_be_wrapped(batch: tuple[Tensor, Tensor], max_norm: float) 
     clipped = clip_logits(input, max_norm=max_norm)
     focal = LogitClippedLoss(FocalLoss(gamma=2.0), max_norm).eval()
     torch.testing.assert_close(focal(input, target), focal_loss(clipped, target, gamma=2.0))
+    torch.testing.assert_close(focal(input[0], target[0]), focal(input[:1], target[:1]))
     rows = LogitClippedLoss(generalized_cross_entropy_loss, max_norm)(input, target, reduction="none")
     torch.testing.assert_close(rows, generalized_cross_entropy_loss(clipped, target, reduction="none"))
 
@@ -150,6 +152,8 @@ def test_noise_costs_no_more_than_promised(max_norm: float, noise_rate: float) -
     [
         (lambda: clip_logits(torch.zeros(1, 2), max_norm=0.0), "max_norm is 0.0"),
         (lambda: clip_logits(torch.zeros(1, 2), max_norm=1.0, p=0.5), "p is 0.5"),
+        (lambda: clip_logits(torch.zeros(1, 2), max_norm=1.0, dim=2), r"dim is 2; wanted .* shape \(1, 2\)"),
+        (lambda: clip_logits(torch.zeros(1, 2), max_norm=1.0, eps=0.0), "eps is 0.0"),
         (lambda: LogitClip(-1.0), "max_norm is -1.0"),
         (lambda: logit_clip_bounds(1, 1.0), "num_classes is 1"),
         (lambda: symmetric_noise_risk_gap(4, 1.0, 0.75), "noise_rate is 0.75"),

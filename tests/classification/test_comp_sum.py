@@ -1,6 +1,7 @@
 """Comp-sum losses: the losses they contain, their gradient, their bounds by brute force, and the adversarial form."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,11 +76,12 @@ def test_tau_is_smooth_at_one() -> None:
         torch.testing.assert_close(near, value + (tau - 1) * slope, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("tau", [1.0, 1.001, 1.5, 2.0, 3.0])
-def test_an_impossible_label_has_its_limit(tau: float) -> None:
+def test_an_impossible_label_has_its_limit(tau: float, as_tensor: bool) -> None:
     input = torch.tensor([[-torch.inf, 0.0, 1.0]], requires_grad=True)
-    value = comp_sum_loss(input, torch.tensor([0]), tau=tau)
-    assert value.item() == (pytest.approx(1 / (tau - 1)) if tau > 1 else math.inf)
+    value = comp_sum_loss(input, torch.tensor([0]), tau=torch.tensor(tau) if as_tensor else tau)
+    assert value.item() == (pytest.approx(1 / (tau - 1), rel=1e-4) if tau > 1 else math.inf)
     if tau > 1:
         value.backward()
         assert (input.grad == 0).all()
@@ -112,6 +114,15 @@ def test_transform_is_continuous_in_tau() -> None:
         nearest = min((1.0, 0.9, 1.1), key=lambda x: abs(x - tau))
         np.testing.assert_allclose(comp_sum_transform(beta, tau, 5), comp_sum_transform(beta, nearest, 5), rtol=1e-7)
     np.testing.assert_allclose(comp_sum_transform(beta, 2 - 1e-6, 5), comp_sum_transform(beta, 2.0, 5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("beta", [np.float32(0.5), np.float64(0.5), np.full(2, 0.5, np.float32), torch.full((2,), 0.5)])
+def test_transform_gives_back_what_came(tau: float, beta: Any) -> None:
+    value = comp_sum_transform(beta, tau, 3)
+    assert type(value) is type(beta)
+    assert value.dtype == beta.dtype
+    np.testing.assert_allclose(value, comp_sum_transform(0.5, tau, 3), rtol=1e-6)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.4, 0.95, 1.0])
@@ -228,6 +239,8 @@ def test_attack_of_a_linear_model_is_the_corner() -> None:
     torch.testing.assert_close(corner, 0.2 * weight.sign().expand(2, 3))
     pole = pgd_attack(lambda x: x @ weight, x, lambda z: z, epsilon=0.2, step_size=0.1, steps=40, norm="l2")
     torch.testing.assert_close(pole, 0.2 * (weight / weight.norm()).expand(2, 3), atol=1e-3, rtol=0)
+    end = pgd_attack(lambda x: -x, torch.zeros(2), lambda z: z, epsilon=0.2, step_size=0.1, steps=5, norm="l2")
+    torch.testing.assert_close(end, torch.full((2,), -0.2))  # an input may be one number
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,12 @@ def test_many_impossible_classes() -> None:
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0, 1e3])
+def test_an_impossible_label_costs_infinity(temperature: float) -> None:
+    input = torch.tensor([[-torch.inf, 0.0, 1.0]])
+    assert ldr_kl_loss(input, torch.tensor([0]), temperature=temperature) == torch.inf
+
+
 # --- capped worst cases ---------------------------------------------------------------------------------------------
 
 
@@ -185,10 +191,11 @@ def test_normalized_losses_at_extreme_logits(kind: str, scale: float) -> None:
 
 @pytest.mark.parametrize("kind", ["softplus", "l1", "softplus_l1"])
 def test_normalizations_of_zero_and_of_an_infinite_logit(kind: str) -> None:
-    input = torch.zeros(2, 3)
-    input[1, 0] = -torch.inf
+    input = torch.zeros(3, 3)
+    input[1:, 0] = torch.tensor([-torch.inf, torch.inf])
     input.requires_grad_()
     f = normalize_logits(input, kind=kind)
+    torch.testing.assert_close(f[2], torch.tensor([3.0, 0.0, 0.0]))
     expected = torch.tensor([-3.0, 0.0, 0.0]) if kind == "l1" else torch.tensor([0.0, 1.5, 1.5])
     torch.testing.assert_close(f[1], expected)
     assert f[0].isfinite().all()
@@ -215,12 +222,12 @@ def test_temperatures_stay_in_their_range(
     assert (temperatures[len(input) :] == temperature).all()
 
 
-@given(class_batches(), st.sampled_from([0.5, 1.0, 10.0]))
-def test_a_stiff_pull_leaves_ldr(batch: tuple[Tensor, Tensor], temperature: float) -> None:
+@given(class_batches(), st.sampled_from([0.5, 1.0, 10.0]), st.sampled_from([1e9, math.inf]))
+def test_a_stiff_pull_leaves_ldr(batch: tuple[Tensor, Tensor], temperature: float, alpha: float) -> None:
     input, target = batch
     options = {"temperature": temperature, "margin": 0.1, "normalize": "softplus", "reduction": "none"}
     index, start = torch.arange(len(input)), torch.full((4,), temperature, dtype=torch.float64)
-    loss, temperatures = aldr_kl_loss(input, target, index, start, alpha=1e9, **options)
+    loss, temperatures = aldr_kl_loss(input, target, index, start, alpha=alpha, **options)
     torch.testing.assert_close(temperatures, start)
     torch.testing.assert_close(loss, ldr_kl_loss(input, target, **options), atol=1e-6, rtol=1e-6)
 
@@ -279,7 +286,10 @@ def test_module_keeps_the_temperatures() -> None:
         (lambda z, t: ldr_loss(z, t, constraint="topk"), "k is None; wanted a whole number from 1 to 3"),
         (lambda z, t: ldr_loss(z, t, constraint="topk", k=4), "k is 4"),
         (lambda z, t: ldr_loss(z, t, constraint="box"), "constraint is 'box'"),
-        (lambda z, t: ALDRKLLoss(2, alpha=1.0)(z, t, torch.tensor([0, 1])), "alpha is 1.0"),
+        (lambda z, t: ALDRKLLoss(2, alpha=1.0), "alpha is 1.0"),
+        (lambda z, t: ALDRKLLoss(2, temperature=0.0), "temperature is 0.0"),
+        (lambda z, t: aldr_kl_loss(z, t, t, torch.ones(2), alpha=1.0), "alpha is 1.0"),
+        (lambda z, t: ldr_kl_loss(z, t, margin=math.nan), "margin is nan"),
         (lambda z, t: ALDRKLLoss(0), "num_samples is 0"),
         (lambda z, t: ALDRKLLoss(2)(z, t, torch.tensor([0, 2])), "index has values from 0 to 2"),
         (lambda z, t: ALDRKLLoss(2)(z, t, torch.tensor([0])), r"index has shape \(1,\); wanted \(2,\)"),
