@@ -95,7 +95,8 @@ def correctness_aware_loss(
     rows = class_rows(
         input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight, index_only=True
     )
-    log_s, predicted = rows.log_softmax().max(rows.dim)
+    predicted = rows.logits.detach().argmax(rows.dim)
+    log_s = rows.log_p_of(predicted.unsqueeze(rows.dim))
     assert rows.index is not None
     correct = predicted.eq(rows.index)
     gap = log_s.exp() - correct.to(log_s.dtype)
