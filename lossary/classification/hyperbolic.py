@@ -211,12 +211,14 @@ def hyperbolic_logits(x: Tensor, a: Tensor, p: Tensor, *, c: Tensor | float) -> 
     check_shape("p", p, a.shape, "a point (K, D) for each class")
     x, c = _check(x, c)
     a, point = a.to(x.dtype), exp_map0(p.to(x.dtype), c=c)
-    xx, pp = x.square().sum(-1, keepdim=True), point.square().sum(-1)
+    # 1 - c |P|^2, from the tangent vector: far points round to the boundary
+    room = torch.cosh((c.sqrt() * _norm(p.to(x.dtype))[:, 0]).clamp(max=20)).square().reciprocal()
+    xx = x.square().sum(-1, keepdim=True)
     px, pa = x @ point.T, (point * a).sum(-1)
     # <m, a> / (1 - c |m|^2) with the denominators of m cancelled
-    above = (1 - c * pp) * (x @ a.T) - (1 - 2 * c * px + c * xx) * pa
+    above = room * (x @ a.T) - (1 - 2 * c * px + c * xx) * pa
     length = _norm(a)[:, 0]
-    below = (1 - c * pp) * (1 - c * xx) * torch.where(length == 0, 1.0, length)
+    below = room * (1 - c * xx) * torch.where(length == 0, 1.0, length)
     return 2 * length / c.sqrt() * torch.asinh(2 * c.sqrt() * above / below)
 
 

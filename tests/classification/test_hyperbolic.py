@@ -193,3 +193,15 @@ def test_sum_of_opposite_points_of_the_boundary_is_finite() -> None:
     total = mobius_add(x, -x.detach(), c=1.0)
     assert torch.equal(total, torch.zeros_like(total))
     assert torch.autograd.grad(total.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("reach", [5.0, 20.0, 100.0, 1e4])
+def test_logits_of_far_hyperplanes_are_finite(reach: float) -> None:
+    """exp_0 rounds their points to the boundary; the room 1 - c P^2 that is left comes from the tangent vector."""
+    x, a = points(0, 0.1), points(1, 0.1)
+    p = (reach * a / a.norm(dim=1, keepdim=True)).float().requires_grad_()
+    z = hyperbolic_logits(x.float(), a.float(), p, c=0.1)
+    assert z.isfinite().all()
+    assert torch.autograd.grad(z.sum(), p)[0].isfinite().all()
+    if reach < 10:
+        torch.testing.assert_close(z.double(), hyperbolic_logits(x, a, p.double(), c=0.1), rtol=1e-5, atol=1e-5)
