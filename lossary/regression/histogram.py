@@ -259,7 +259,7 @@ def categorical_td_loss(
     input: Tensor,
     next_probs: Tensor,
     reward: Tensor,
-    discount: Tensor,
+    discount: Tensor | float,
     *,
     min_value: Tensor | float,
     max_value: Tensor | float,
@@ -289,7 +289,8 @@ def categorical_td_loss(
         normalizer: Divisor in place of the number of rows.
 
     Shape:
-        - input, next_probs: ``(..., B)``, floating point; reward, discount: ``(...)``, floating point.
+        - input, next_probs: ``(..., B)``, floating point; reward: ``(...)``, floating point; discount: as reward, or a
+          number or ``()``.
         - sample_weight: ``(...)``; normalizer: a number or ``()``.
 
     Returns:
@@ -337,7 +338,7 @@ class CategoricalTDLoss(Objective):
         input: Tensor,
         next_probs: Tensor,
         reward: Tensor,
-        discount: Tensor,
+        discount: Tensor | float,
         *,
         sample_weight: Tensor | None = None,
         normalizer: Tensor | float | None = None,
@@ -471,14 +472,20 @@ def hl_gauss_target(
     # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
     reach = 0.0 if clamp else 100 * deviation**2 / width
     value = target.detach().double().clamp(low - reach, low + span + reach).unsqueeze(-1)
-    dtype, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
+    result, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
+    # Where a Gaussian is wide, shares are small differences of numbers near 1: float32 has too few digits for them.
+    dtype = torch.float64 if _is_wide(sigma, sigma_ratio, min_value, max_value, num_bins) else result
     edges = torch.arange(num_bins + 1, dtype=dtype, device=target.device)
     position = (value - low) / width
     nearest = position.clamp(0, num_bins)
     home = nearest.ceil() - 1  # positions are split into bin and place in it: in float32 edges keep their digits so
     away = ((edges - home.to(dtype)) - (nearest - home).to(dtype)) * scale.to(dtype)
     distance = ((position - nearest).abs() * scale).to(dtype)
-    return _normal_mass(away, distance, home.nan_to_num().long()).detach()
+    mass = _normal_mass(away, distance, home.nan_to_num().long())
+    if dtype != result or result == torch.float64:  # and in the end float64 has too few
+        flat = (1 + 2 * distance) * scale * num_bins < 1e-5
+        mass = torch.where(flat, 1 / num_bins, mass)
+    return mass.to(result).detach()
 
 
 def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tensor | float, num_bins: int) -> Tensor:
@@ -512,7 +519,7 @@ def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tens
 def categorical_projection(
     next_probs: Tensor,
     reward: Tensor,
-    discount: Tensor,
+    discount: Tensor | float,
     *,
     min_value: Tensor | float,
     max_value: Tensor | float,
@@ -525,7 +532,7 @@ def categorical_projection(
     Args:
         next_probs: Probabilities q of the atoms for the greedy action of the next state ``(..., B)``.
         reward: Rewards ``(...)``.
-        discount: Discounts ``(...)``; 0 where the episode ended.
+        discount: Discounts ``(...)``, or one for all; 0 where the episode ended.
         min_value: The first atom.
         max_value: The last atom.
 
@@ -544,6 +551,11 @@ def categorical_projection(
     Source:
         Bellemare, Dabney, Munos (ICML 2017, arXiv 1707.06887), algorithm 1.
     """
+    if not isinstance(discount, Tensor):
+        check_in_range("discount", discount, -math.inf)
+        discount = torch.as_tensor(float(discount), dtype=torch.float64, device=next_probs.device)
+    if discount.ndim == 0:
+        discount = discount.expand(next_probs.shape[:-1])
     for name, tensor in (("next_probs", next_probs), ("reward", reward), ("discount", discount)):
         check_floating(name, tensor)
         if name != "next_probs":
@@ -635,6 +647,21 @@ def _position(value: Tensor, min_value: Tensor | float, max_value: Tensor | floa
     return ((value - low) / span).clamp(0.0, 1.0) * (num_bins - 1)
 
 
+def _is_wide(
+    sigma: Tensor | float | None,
+    sigma_ratio: Tensor | float,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    num_bins: int,
+) -> bool:
+    """Whether the standard deviation is known to exceed 30 bins."""
+    if sigma is None:
+        return not isinstance(sigma_ratio, Tensor) and sigma_ratio > 30
+    if any(isinstance(number, Tensor) for number in (sigma, min_value, max_value)):
+        return False
+    return float(sigma) * num_bins > 30 * (float(max_value) - float(min_value))
+
+
 def _normal_mass(away: Tensor, distance: Tensor, home: Tensor) -> Tensor:
     """Shares of the bins in the mass exp(-z^2) between the outermost edges.
 
@@ -703,6 +730,9 @@ def _interval(
         raise ValueError(f"there are {num_bins} bins; wanted at least {least}, on the last axis of logits.")
     check_in_range("min_value", min_value, -math.inf)
     check_in_range("max_value", max_value, -math.inf)
+    for name, end in (("min_value", min_value), ("max_value", max_value)):
+        if not isinstance(end, Tensor) and math.isinf(end):
+            raise ValueError(f"{name} is {end}; wanted a finite number.")
     if not isinstance(min_value, Tensor) and not isinstance(max_value, Tensor) and not min_value < max_value:
         raise ValueError(f"the interval is [{min_value}, {max_value}]; wanted min_value < max_value.")
     low, high = (torch.as_tensor(end, dtype=torch.float64, device=like.device) for end in (min_value, max_value))
