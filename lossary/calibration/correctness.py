@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lossary.core import checks
 from lossary.core.objective import Kind, Objective, objective
-from lossary.core.rows import class_rows
+from lossary.core.rows import class_rows, widen
 from lossary.core.types import Reduction
 
 
@@ -102,7 +102,8 @@ def correctness_aware_loss(
     gap = log_s.exp() - correct.to(log_s.dtype)
     loss = gap.square() if norm == "l2" else gap.abs()
     if balanced:
-        a = torch.as_tensor(rows.mean(correct.to(log_s.dtype)) if accuracy is None else accuracy).to(log_s)
+        a = rows.mean(correct.to(log_s.dtype)) if accuracy is None else accuracy
+        a = torch.as_tensor(a, dtype=log_s.dtype, device=log_s.device)
         one_kind = (a == 0) | (a == 1)
         a = torch.where(one_kind, 0.5, a)  # weights of 1
         loss = loss * torch.where(correct, 1 - a, a) / (2 * a * (1 - a))
@@ -172,6 +173,8 @@ def transform_agreement_features(
         Liu et al. (arXiv 2404.13016), with three transforms and k = 4.
     """
     checks.check_floating("logits", logits)
+    if not isinstance(transformed_logits, Tensor) and len(transformed_logits) == 0:
+        raise ValueError("transformed_logits is empty; wanted the logits of at least one transformed copy.")
     copies = transformed_logits if isinstance(transformed_logits, Tensor) else torch.stack(list(transformed_logits), 1)
     checks.check_floating("transformed_logits", copies)
     if logits.ndim != 2:
@@ -182,7 +185,7 @@ def transform_agreement_features(
     wanted = (len(logits), copies.shape[1], logits.shape[1])
     checks.check_shape("transformed_logits", copies, wanted, "the logits of each transformed copy")
     top = logits.topk(k, 1).indices[:, None].expand(-1, copies.shape[1], -1)
-    return copies.softmax(2).gather(2, top).flatten(1)
+    return widen(copies).softmax(2).gather(2, top).flatten(1)
 
 
 class CorrectnessAwareCalibrator(nn.Module):
@@ -243,6 +246,7 @@ class CorrectnessAwareCalibrator(nn.Module):
             logits: Logits of the frozen classifier ``(N, C)``.
             features: Features of the same samples ``(N, F)``.
         """
+        self._check_rows(logits, features)
         return logits / self.temperature_of(features).unsqueeze(1)
 
     def temperature_of(self, features: Tensor) -> Tensor:
@@ -285,6 +289,8 @@ class CorrectnessAwareCalibrator(nn.Module):
             Itself.
         """
         checks.check_in_range("batch_size", batch_size, 1)
+        self._check_rows(logits, features)
+        checks.check_shape("target", target, logits.shape[:1], "a label for each row of logits")
         loss = loss or CorrectnessAwareLoss(balanced, norm)
         logits, features = logits.detach(), features.detach()
         self._warn_where_nothing_moves(features)
@@ -297,7 +303,12 @@ class CorrectnessAwareCalibrator(nn.Module):
                 optimizer.step()
         return self
 
+    def _check_rows(self, logits: Tensor, features: Tensor) -> None:
+        wanted = (len(logits), self.hidden.in_features)
+        checks.check_shape("features", features, wanted, "num_features numbers for each row of logits")
+
     def _unclamped(self, features: Tensor) -> Tensor:
+        features = features.to(self.hidden.weight.dtype)
         found: Tensor = self.temperature(self.hidden(features).relu()).squeeze(1)
         return found
 

@@ -91,7 +91,7 @@ def reliability_bins(
     if checks.may_read_values(confidence):
         checks.check_unit_interval("confidence", confidence)
     s, c = confidence.detach().double().reshape(-1), correct.detach().double().reshape(-1)
-    edges = _edges(s, n_bins, strategy)
+    edges = _edges(s, n_bins, strategy, confidence.dtype)
     place = torch.bucketize(s.contiguous(), edges[1:-1].contiguous())
 
     def total(values: Tensor) -> Tensor:
@@ -437,14 +437,15 @@ def dense_overconfidence_error(
 
     Example:
         >>> dense_overconfidence_error(torch.tensor([0.9, 0.8]), torch.tensor([1.0, 0.0]))
-        tensor(0.2975, dtype=torch.float64)
+        tensor(0.3200, dtype=torch.float64)
     """
     return _dense(probabilities, target, bins, threshold).overconfidence()
 
 
-def _edges(s: Tensor, n_bins: int, strategy: str) -> Tensor:
+def _edges(s: Tensor, n_bins: int, strategy: str, dtype: torch.dtype) -> Tensor:
     if strategy == "uniform":
-        return torch.linspace(0, 1, n_bins + 1, dtype=s.dtype, device=s.device)
+        # As numbers of the confidences' dtype, so that those on an edge are equal to it.
+        return (torch.arange(n_bins + 1, dtype=s.dtype, device=s.device) / n_bins).to(dtype).to(s.dtype)
     if strategy != "quantile":
         raise ValueError(f"strategy is {strategy!r}; wanted 'uniform' or 'quantile'.")
     # The bin's last row is its upper end: nothing is interpolated, so that bins (lo, hi] hold whole ties.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossary.core import checks
 from lossary.core.objective import Kind, Objective, objective
-from lossary.core.rows import label_entries
+from lossary.core.rows import label_entries, widen
 from lossary.core.sigmoid import cross_entropy, yes_no
 from lossary.core.slopes import with_slope
 from lossary.core.types import Reduction
@@ -159,11 +159,11 @@ def stochastic_label_perturbation(
     checks.check_floating("target", target)
     checks.check_in_range("alpha", alpha, 0.0, 1.0)
     checks.check_in_range("beta", beta, 0.0)
+    wide = widen(target)  # halves have too few numbers near 0 to draw a small level from
     if noise is None:
-        noise = torch.rand(target.shape[:1], generator=generator, dtype=target.dtype, device=target.device)
+        noise = torch.rand(target.shape[:1], generator=generator, dtype=wide.dtype, device=target.device)
     checks.check_shape("noise", noise, target.shape[:1], "one draw for each sample")
-    level = _per_sample("alpha", alpha, target)
-    perturbed = _per_sample("noise", noise, target) < level
+    perturbed = _per_sample("noise", noise, wide) < _per_sample("alpha", alpha, wide)
     return torch.where(perturbed, (1 - 2 * beta) * target + beta, target)
 
 
@@ -260,7 +260,8 @@ def adaptive_perturbation_update(
     confident_and_right = (2 * entries.target - 1) * entries.logits.clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
     if confident_and_right.ndim > 1:
         confident_and_right = confident_and_right.flatten(1).mean(1)
-    a, held = (torch.as_tensor(torch.nan if x is None else x).to(alpha) for x in (accuracy, preserved_accuracy))
+    known = (torch.nan if x is None else x for x in (accuracy, preserved_accuracy))
+    a, held = (torch.as_tensor(x, dtype=alpha.dtype, device=alpha.device) for x in known)
     room = 1 - a - beta * alpha if preserved_accuracy is None else a - held
     pull = regularization * torch.where(room.isnan(), 0.0, room.clamp(max=0))
     moved = alpha + eta * (confident_and_right / beta + pull)
@@ -418,6 +419,8 @@ class AdaptiveLabelPerturbation(Objective):
     ) -> None:
         checks.check_in_range("num_samples", num_samples, 1)
         checks.check_in_range("beta", beta, 0.0, low_open=True)
+        checks.check_in_range("eta", eta, 0.0)
+        checks.check_in_range("regularization", regularization, 0.0)
         checks.check_in_range("warmup_epochs", warmup_epochs, 0)
         super().__init__(
             alpha=torch.zeros(num_samples),
@@ -513,7 +516,7 @@ class AdaptiveLabelPerturbation(Objective):
         )
 
     def _index(self, index: Tensor | None) -> Tensor:
-        return torch.arange(len(self.alpha), device=self.alpha.device) if index is None else index
+        return torch.arange(len(self.alpha), device=self.alpha.device) if index is None else index.long()
 
     def _move(self, index: Tensor, levels: Tensor) -> None:
         levels = torch.where(self.epoch >= self.warmup_epochs, levels, self.alpha[index])

@@ -272,7 +272,7 @@ def _margins(logits: Tensor) -> Tensor:
 
 def _logits(X: Any) -> Tensor:
     """Logits ``(n, C)`` float64 on the CPU."""
-    logits = torch.as_tensor(X).detach().to("cpu", torch.float64)
+    logits = _tensor(X).detach().to("cpu", torch.float64)
     if logits.ndim == 1:
         logits = torch.stack([-logits / 2, logits / 2], 1)
     if logits.ndim != 2 or logits.shape[1] < 2:
@@ -282,8 +282,13 @@ def _logits(X: Any) -> Tensor:
     return logits
 
 
+def _tensor(values: Any) -> Tensor:
+    """What NumPy understands, tables and columns of pandas too."""
+    return values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+
+
 def _labels(y: Any, logits: Tensor) -> Tensor:
-    target = torch.as_tensor(y).detach().cpu()
+    target = _tensor(y).detach().cpu()
     if target.is_floating_point() or target.shape != logits.shape[:1] or len(target) == 0:
         raise ValueError(
             f"labels have shape {tuple(target.shape)} and dtype {target.dtype}; wanted class indices ({len(logits)},)."

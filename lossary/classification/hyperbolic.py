@@ -30,7 +30,7 @@ def poincare_distance(x: Tensor, y: Tensor, *, c: Tensor | float = 1.0) -> Tenso
 
     Raises:
         TypeError: ``x`` or ``y`` is not floating point.
-        ValueError: ``c`` is wrong.
+        ValueError: ``c`` or the size of ``y`` is wrong.
 
     Example:
         >>> poincare_distance(torch.zeros(2), torch.tensor([0.5, 0.0]))
@@ -40,8 +40,7 @@ def poincare_distance(x: Tensor, y: Tensor, *, c: Tensor | float = 1.0) -> Tenso
         Ganea, Becigneul, Hofmann: Hyperbolic Neural Networks (NeurIPS 2018, arXiv 1805.09112); used by Narayan, Patel:
         Hyp-OC: Hyperbolic One Class Classification for Face Anti-Spoofing (FG 2024, arXiv 2404.14406).
     """
-    x, c = _check(x, c)
-    y, _ = _check(y, c, "y")
+    x, y, c = _check_pair(x, y, c)
     return 2 / c.sqrt() * torch.asinh(_separation(x, y, c))
 
 
@@ -62,7 +61,7 @@ def mobius_add(x: Tensor, y: Tensor, *, c: Tensor | float) -> Tensor:
 
     Raises:
         TypeError: ``x`` or ``y`` is not floating point.
-        ValueError: ``c`` is wrong.
+        ValueError: ``c`` or the size of ``y`` is wrong.
 
     Example:
         >>> mobius_add(torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.0]), c=1.0)
@@ -71,11 +70,12 @@ def mobius_add(x: Tensor, y: Tensor, *, c: Tensor | float) -> Tensor:
     Source:
         Ganea, Becigneul, Hofmann (NeurIPS 2018, arXiv 1805.09112), section 2.
     """
-    x, c = _check(x, c)
-    y, _ = _check(y, c, "y")
+    x, y, c = _check_pair(x, y, c)
     inner = (x * y).sum(-1, keepdim=True)
     xx, yy = (part.square().sum(-1, keepdim=True) for part in (x, y))
-    return ((1 + 2 * c * inner + c * yy) * x + (1 - c * xx) * y) / (1 + 2 * c * inner + c**2 * xx * yy)
+    # 0 / 0 for opposite points of the boundary, where long vectors round to
+    below = (1 + 2 * c * inner + c**2 * xx * yy).clamp(min=1e-15)
+    return ((1 + 2 * c * inner + c * yy) * x + (1 - c * xx) * y) / below
 
 
 def exp_map0(u: Tensor, *, c: Tensor | float) -> Tensor:
@@ -211,12 +211,14 @@ def hyperbolic_logits(x: Tensor, a: Tensor, p: Tensor, *, c: Tensor | float) -> 
     check_shape("p", p, a.shape, "a point (K, D) for each class")
     x, c = _check(x, c)
     a, point = a.to(x.dtype), exp_map0(p.to(x.dtype), c=c)
-    xx, pp = x.square().sum(-1, keepdim=True), point.square().sum(-1)
+    # 1 - c |P|^2, from the tangent vector: far points round to the boundary
+    room = torch.cosh((c.sqrt() * _norm(p.to(x.dtype))[:, 0]).clamp(max=20)).square().reciprocal()
+    xx = x.square().sum(-1, keepdim=True)
     px, pa = x @ point.T, (point * a).sum(-1)
     # <m, a> / (1 - c |m|^2) with the denominators of m cancelled
-    above = (1 - c * pp) * (x @ a.T) - (1 - 2 * c * px + c * xx) * pa
+    above = room * (x @ a.T) - (1 - 2 * c * px + c * xx) * pa
     length = _norm(a)[:, 0]
-    below = (1 - c * pp) * (1 - c * xx) * torch.where(length == 0, 1.0, length)
+    below = room * (1 - c * xx) * torch.where(length == 0, 1.0, length)
     return 2 * length / c.sqrt() * torch.asinh(2 * c.sqrt() * above / below)
 
 
@@ -321,6 +323,15 @@ def _check(x: Tensor, c: Tensor | float, name: str = "x") -> tuple[Tensor, Tenso
     check_in_range("c", c, 0.0, low_open=True)
     x = widen(x)
     return x, torch.as_tensor(c, dtype=x.dtype, device=x.device)
+
+
+def _check_pair(x: Tensor, y: Tensor, c: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of one size widened, and the curvature as a tensor; leading axes may broadcast."""
+    x, c = _check(x, c)
+    y, _ = _check(y, c, "y")
+    if y.shape[-1:] != x.shape[-1:]:
+        raise ValueError(f"y has shape {tuple(y.shape)}; wanted (..., {x.shape[-1]}), points of the size of x's.")
+    return x, y, c
 
 
 def _separation(x: Tensor, y: Tensor, c: Tensor) -> Tensor:

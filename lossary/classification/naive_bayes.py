@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lossary.core import seeding
 from lossary.core.checks import check_floating, check_in_range, check_labels, check_shape
+from lossary.core.rows import widen
 
 
 class LinearNaiveBayes:
@@ -74,6 +75,9 @@ class LinearNaiveBayes:
         if input.ndim != 2 or len(input) == 0:
             raise ValueError(f"input has shape {tuple(input.shape)}; wanted rows (N, D), at least one.")
         check_shape("target", target, input.shape[:1], "a class index for each row of input")
+        if target.is_floating_point() or target.dtype == torch.bool or target.is_complex():
+            raise TypeError(f"target has dtype {target.dtype}; wanted class indices, such as int64.")
+        target = target.long()
         known = len(self.counts) if hasattr(self, "counts") else 0
         classes = max(int(target.max()) + 1, known)
         check_labels(target, classes, ignore_index=classes)
@@ -120,6 +124,8 @@ class LinearNaiveBayes:
         """Joint log scores ``(Q, K)`` of rows ``(Q, D)``, without their common constant."""
         self._check_fitted()
         check_floating("query", query)
+        if query.shape[-1:] != self.variance.shape:
+            raise ValueError(f"query has shape {tuple(query.shape)}; wanted (Q, {len(self.variance)}), as fitted.")
         query, variance = query.double(), self.variance
         distance = [((query - mean).square() / variance).sum(-1) for mean in self.class_mean]
         return self.prior.log() - torch.stack(distance, -1) / 2
@@ -129,12 +135,16 @@ class LinearNaiveBayes:
         return self.decision_function(query).argmax(-1)
 
     def to_linear(self) -> nn.Linear:
-        """The same classifier as a float64 layer; its outputs differ from the scores by a number for each row."""
+        """The same classifier as a float64 layer; its outputs differ from the scores by a number for each row.
+
+        It takes features of any precision.
+        """
         self._check_fitted()
         linear = nn.Linear(self.class_mean.shape[1], len(self.counts), dtype=torch.float64, device=self.counts.device)
         with torch.no_grad():
             linear.weight.copy_(self.class_mean / self.variance)
             linear.bias.copy_(self.prior.log() - (self.class_mean.square() / self.variance).sum(1) / 2)
+        linear.register_forward_pre_hook(_to_the_dtype_of_weights)
         return linear
 
     def __call__(self, query: Tensor) -> dict[str, Tensor]:
@@ -270,7 +280,10 @@ def linear_evaluation_curve(
     Source:
         Zheng et al. (ICML 2023, arXiv 2302.02334), section 6.
     """
-    features, test_features = features.detach(), test_features.detach()
+    features, test_features = widen(features.detach()), widen(test_features.detach())
+    check_shape("labels", labels, features.shape[:1], "a class index for each row of features")
+    check_shape("test_labels", test_labels, test_features.shape[:1], "a class index for each row of test_features")
+    labels, test_labels = labels.long(), test_labels.long()
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     for size in sizes:
         if not classes <= size <= len(features):
@@ -335,6 +348,10 @@ def logistic_excess_bound(excess: Tensor | float, num_classes: int = 2) -> Tenso
         above = (torch.special.xlog1py(1 + middle, middle) + torch.special.xlog1py(1 - middle, -middle)) / 2 > goal
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return torch.where(goal.isnan(), goal, high)
+
+
+def _to_the_dtype_of_weights(module: nn.Linear, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(module.weight.dtype) for tensor in inputs)
 
 
 def _classes_in_turn(labels: Tensor, seed: int) -> Tensor:

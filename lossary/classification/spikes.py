@@ -223,12 +223,13 @@ def motif_evidence(
         return F.conv1d(raster.to(kernel.dtype), kernel, bias, padding=kernel.shape[-1] // 2)
 
 
-def threshold_evidence(evidence: Tensor, *, rate: float, generator: torch.Generator | None = None) -> Tensor:
+def threshold_evidence(evidence: Tensor, *, rate: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
     """Call a motif where the evidence exceeds its (1 - rate) quantile over all entries.
 
     Args:
         evidence: Of any shape.
-        rate: Share of entries to call, in [0, 1]: the onsets' prior, or their known share in an evaluation.
+        rate: Share of entries to call, in [0, 1], a number or ``()``: the onsets' prior, or their known share in an
+            evaluation.
         generator: Source of the subset that the quantile is taken from where there are more than 10 million entries.
 
     Returns:
@@ -254,7 +255,9 @@ def threshold_evidence(evidence: Tensor, *, rate: float, generator: torch.Genera
     if entries.numel() > _MOST_IN_QUANTILE:
         draw = torch.randint(entries.numel(), (_MOST_IN_QUANTILE,), generator=generator, device=entries.device)
         entries = entries[draw]
-    return (evidence > torch.quantile(entries, 1 - rate)).to(evidence.dtype)
+    entries = entries.to(torch.promote_types(entries.dtype, torch.float32))  # quantile wants float or double
+    level = torch.as_tensor(1 - rate, dtype=entries.dtype, device=entries.device)
+    return (evidence > torch.quantile(entries, level)).to(evidence.dtype)
 
 
 def detection_scores(detected: Tensor, activity: Tensor) -> dict[str, Tensor]:
@@ -379,7 +382,7 @@ def sample_activity(
         Perrinet (ICANN 2023, arXiv 2307.14077), its public code.
     """
     check_in_range("rate", rate, 0.0, 1.0)
-    if num_delays % 2 == 0 or num_delays > num_bins:
+    if num_delays < 1 or num_delays % 2 == 0 or num_delays > num_bins:
         raise ValueError(f"num_delays is {num_delays}; wanted an odd number up to num_bins={num_bins}.")
     onsets = torch.rand(num_trials, num_motifs, num_bins, generator=generator) < rate
     time = torch.arange(num_bins)
@@ -559,7 +562,8 @@ class SpikingMotifDetector(nn.Conv1d):
         """
 
         def loss(activity: Tensor, raster: Tensor) -> Tensor:
-            return F.binary_cross_entropy_with_logits(self(raster), activity)
+            logits = self(raster.to(self.weight.dtype))
+            return F.binary_cross_entropy_with_logits(logits, activity.to(logits.dtype))
 
         return _fit(self, loss, batches, num_steps, learning_rate, optimizer)
 

@@ -253,7 +253,7 @@ def categorical_td_loss(
     input: Tensor,
     next_probs: Tensor,
     reward: Tensor,
-    discount: Tensor,
+    discount: Tensor | float,
     *,
     min_value: Tensor | float,
     max_value: Tensor | float,
@@ -283,7 +283,8 @@ def categorical_td_loss(
         normalizer: Divisor in place of the number of rows.
 
     Shape:
-        - input, next_probs: ``(..., B)``, floating point; reward, discount: ``(...)``, floating point.
+        - input, next_probs: ``(..., B)``, floating point; reward: ``(...)``, floating point; discount: as reward, or a
+          number or ``()``.
         - sample_weight: ``(...)``; normalizer: a number or ``()``.
 
     Returns:
@@ -331,7 +332,7 @@ class CategoricalTDLoss(Objective):
         input: Tensor,
         next_probs: Tensor,
         reward: Tensor,
-        discount: Tensor,
+        discount: Tensor | float,
         *,
         sample_weight: Tensor | None = None,
         normalizer: Tensor | float | None = None,
@@ -489,7 +490,7 @@ def two_hot_target(target: Tensor, *, min_value: Tensor | float, max_value: Tens
 def categorical_projection(
     next_probs: Tensor,
     reward: Tensor,
-    discount: Tensor,
+    discount: Tensor | float,
     *,
     min_value: Tensor | float,
     max_value: Tensor | float,
@@ -502,7 +503,7 @@ def categorical_projection(
     Args:
         next_probs: Probabilities q of the atoms for the greedy action of the next state ``(..., B)``.
         reward: Rewards ``(...)``.
-        discount: Discounts ``(...)``; 0 where the episode ended.
+        discount: Discounts ``(...)``, or one for all; 0 where the episode ended.
         min_value: The first atom.
         max_value: The last atom.
 
@@ -521,6 +522,11 @@ def categorical_projection(
     Source:
         Bellemare, Dabney, Munos (ICML 2017, arXiv 1707.06887), algorithm 1.
     """
+    if not isinstance(discount, Tensor):
+        check_in_range("discount", discount, -math.inf)
+        discount = torch.as_tensor(float(discount), dtype=torch.float64, device=next_probs.device)
+    if discount.ndim == 0:
+        discount = discount.expand(next_probs.shape[:-1])
     for name, tensor in (("next_probs", next_probs), ("reward", reward), ("discount", discount)):
         check_floating(name, tensor)
         if name != "next_probs":
@@ -635,21 +641,39 @@ def _blurred(
     # 100 deviations^2 / width beyond the ends the edge bin holds all but e^-100; farther out digits would get lost.
     reach = 0.0 if clamp else 100 * deviation**2 / width
     value = target.detach().double().clamp(low - reach, low + span + reach).unsqueeze(-1)
-    dtype, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
+    result, scale = widen(target).dtype, width / (math.sqrt(2) * deviation)
+    ratio = _bins_a_deviation(sigma, sigma_ratio, min_value, max_value, num_bins)
+    # Where a Gaussian is wide, shares are small differences of numbers near 1: float32 has too few digits for them.
+    dtype = torch.float64 if ratio is not None and ratio > 30 else result
     position = (value - low) / width
     nearest = position.clamp(0, num_bins)
     home = nearest.ceil() - 1  # positions are split into bin and place in it: in float32 edges keep their digits so
-    ratio = sigma_ratio
-    if sigma is not None:
-        known = not any(isinstance(number, Tensor) for number in (sigma, min_value, max_value))
-        ratio = sigma / (max_value - min_value) * num_bins if known else math.inf
-    some = num_bins if isinstance(ratio, Tensor) else _bins_with_a_share(ratio, dtype, num_bins)
+    some = num_bins if ratio is None else _bins_with_a_share(ratio, result, num_bins)
     first = (home - some // 2).clamp(0, num_bins - some).nan_to_num()
     edges = torch.arange(some + 1, dtype=dtype, device=target.device) + (first - home).to(dtype)
     away = (edges - (nearest - home).to(dtype)) * scale.to(dtype)
     distance = ((position - nearest).abs() * scale).to(dtype)
-    p = _normal_mass(away, distance, (home - first).nan_to_num().long()).detach()
-    return p, None if some == num_bins else first.long() + torch.arange(some, device=target.device)
+    p = _normal_mass(away, distance, (home - first).nan_to_num().long())
+    if dtype != result or result == torch.float64:  # and in the end float64 has too few
+        flat = (1 + 2 * distance) * scale * num_bins < 1e-5
+        p = torch.where(flat, 1 / num_bins, p)
+    at = None if some == num_bins else first.long() + torch.arange(some, device=target.device)
+    return p.to(result).detach(), at
+
+
+def _bins_a_deviation(
+    sigma: Tensor | float | None,
+    sigma_ratio: Tensor | float,
+    min_value: Tensor | float,
+    max_value: Tensor | float,
+    num_bins: int,
+) -> float | None:
+    """The standard deviation in bins; None where a tensor holds it."""
+    if sigma is None:
+        return None if isinstance(sigma_ratio, Tensor) else float(sigma_ratio)
+    if any(isinstance(number, Tensor) for number in (sigma, min_value, max_value)):
+        return None
+    return float(sigma) * num_bins / (float(max_value) - float(min_value))
 
 
 def _bins_with_a_share(ratio: float, dtype: torch.dtype, num_bins: int) -> int:
@@ -727,6 +751,9 @@ def _interval(
         raise ValueError(f"there are {num_bins} bins; wanted at least {least}, on the last axis of logits.")
     check_in_range("min_value", min_value, -math.inf)
     check_in_range("max_value", max_value, -math.inf)
+    for name, end in (("min_value", min_value), ("max_value", max_value)):
+        if not isinstance(end, Tensor) and math.isinf(end):
+            raise ValueError(f"{name} is {end}; wanted a finite number.")
     if not isinstance(min_value, Tensor) and not isinstance(max_value, Tensor) and not min_value < max_value:
         raise ValueError(f"the interval is [{min_value}, {max_value}]; wanted min_value < max_value.")
     low, high = (torch.as_tensor(end, dtype=torch.float64, device=like.device) for end in (min_value, max_value))

@@ -232,3 +232,41 @@ def test_bad_input() -> None:
         CorrectnessAwareCalibrator(2, init_temperature=20.0)
     with pytest.raises(ValueError, match="images have shape"):
         image_transforms()[1](torch.zeros(2, 4, 8, 8))
+
+
+def test_a_given_accuracy_keeps_its_digits() -> None:
+    input, target = two_kinds()
+    gap, correct = gaps(input, target)
+    wanted = (torch.where(correct > 0, 0.7, 0.3).double() * gap**2).mean() / 0.42
+    torch.testing.assert_close(correctness_aware_loss(input, target, accuracy=0.3), wanted, rtol=1e-7, atol=0)
+    per_row = correctness_aware_loss(input, target, accuracy=0.3, reduction="none")
+    exact = torch.tensor([0.7 if right else 0.3 for right in correct], dtype=torch.float64) * gap**2 / 0.42
+    torch.testing.assert_close(per_row, exact, rtol=1e-12, atol=0)
+
+
+def test_calibrators_take_any_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, copies = torch.randn(20, 5, generator=generator), torch.randn(20, 3, 5, generator=generator)
+    target = torch.randint(5, (20,), generator=generator)
+    half = transform_agreement_features(logits.bfloat16(), copies.bfloat16())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(
+        half, transform_agreement_features(logits.bfloat16().float(), copies.bfloat16().float()), rtol=1e-6, atol=0
+    )
+    calibrator = CorrectnessAwareCalibrator(12, init_temperature=1.0)
+    for dtype in (torch.bfloat16, torch.float64):
+        features = half.to(dtype)
+        assert calibrator.fit(logits.to(dtype), features, target)(logits.to(dtype), features).isfinite().all()
+
+
+def test_rows_of_a_calibrator_that_do_not_fit_say_so() -> None:
+    calibrator, logits, features = CorrectnessAwareCalibrator(3), torch.randn(6, 4), torch.rand(6, 3)
+    target = torch.zeros(6, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"features has shape \(6, 2\)"):
+        calibrator(logits, features[:, :2])
+    with pytest.raises(ValueError, match=r"features has shape \(1, 3\)"):
+        calibrator(logits, features[:1])
+    with pytest.raises(ValueError, match=r"target has shape \(5,\)"):
+        calibrator.fit(logits, features, target[:5])
+    with pytest.raises(ValueError, match="transformed_logits"):
+        transform_agreement_features(logits, [])

@@ -169,3 +169,13 @@ def test_bad_input_and_a_missing_plotly(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "plotly.subplots", None)
     with pytest.raises(ImportError, match="reliability_diagram needs plotly"):
         reliability_diagram(reliability_curve(logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_confidence_on_an_edge_belongs_below_it(dtype: torch.dtype) -> None:
+    """In float32, too, where 0.8 is a little more than the number 0.8."""
+    confidence = torch.arange(1, 11, dtype=dtype) / 10
+    bins = reliability_bins(confidence, torch.ones(10), n_bins=10)
+    assert bins.count.tolist() == [1.0] * 10
+    grey = torch.tensor([51, 102, 153, 204], dtype=dtype) / 255  # of 8-bit images
+    assert reliability_bins(grey, torch.ones(4), n_bins=5).count.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]

@@ -286,3 +286,30 @@ def test_bad_input() -> None:
         adaptive_perturbation_update(torch.zeros(4), input, y, beta=0.0, accuracy=0.9)
     with pytest.raises(ValueError, match="value is 93"):
         AdaptiveLabelPerturbation(3).set_accuracy(93)
+
+
+def test_the_pull_has_all_digits_of_a_number() -> None:
+    """An accuracy that passed through float32 moved levels by 1e-7 and more."""
+    input, target = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    level = torch.tensor([0.2], dtype=torch.float64)
+    moved = adaptive_perturbation_update(level, input, target, eta=0.002, regularization=25.0, accuracy=0.9)
+    torch.testing.assert_close(moved, level + 0.05 * (0.1 - 0.4), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_levels_are_drawn_as_often_as_they_say_in_half_precision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = stochastic_label_perturbation(torch.ones(200_000, dtype=dtype), 0.001, beta=1.0, generator=generator)
+    assert drawn.dtype == dtype
+    assert (drawn == 0).double().mean().item() == pytest.approx(0.001, rel=0.3)
+
+
+def test_numbers_are_checked_where_levels_are_made() -> None:
+    for words in ({"eta": math.nan}, {"regularization": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(words))):
+            AdaptiveLabelPerturbation(3, **words)
+    aslp = AdaptiveLabelPerturbation(3)
+    input, target = maps(2)
+    torch.testing.assert_close(
+        aslp(input, target, torch.tensor([2, 0], dtype=torch.uint8)), aslp(input, target, torch.tensor([2, 0]))
+    )

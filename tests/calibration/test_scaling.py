@@ -181,3 +181,11 @@ def test_import_needs_torch_and_numpy_alone() -> None:
         "assert not {'sklearn', 'plotly', 'scipy', 'pandas'} & set(sys.modules)"
     )
     run_clean(code)
+
+
+def test_tables_and_columns_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    logits, target = sample()
+    wanted = TemperatureScaling().fit(logits, target).temperature_
+    table, column = pandas.DataFrame(np.asarray(logits)), pandas.Series(np.asarray(target))
+    assert TemperatureScaling().fit(table, column).temperature_ == pytest.approx(wanted)

@@ -176,3 +176,32 @@ def test_bad_arguments() -> None:
         hyperbolic_logits(x, torch.zeros(2, 2), torch.zeros(2, 2), c=1.0)
     with pytest.raises(ValueError, match="eps is 1"):
         project(x, c=1.0, eps=1)
+
+
+def test_points_of_other_sizes_are_not_broadcast() -> None:
+    x, y = points(0, 1.0), points(1, 1.0)[:, :1]
+    with pytest.raises(ValueError, match=r"y has shape \(4, 1\)"):
+        poincare_distance(x, y, c=1.0)
+    with pytest.raises(ValueError, match=r"y has shape \(4, 1\)"):
+        mobius_add(x, y, c=1.0)
+    torch.testing.assert_close(poincare_distance(x, x[:1])[1], poincare_distance(x[1], x[0]))
+
+
+def test_sum_of_opposite_points_of_the_boundary_is_finite() -> None:
+    """Where long vectors round to: numerator and denominator both vanish."""
+    x = exp_map0(torch.tensor([[1e4, 0.0]]), c=1.0).requires_grad_()
+    total = mobius_add(x, -x.detach(), c=1.0)
+    assert torch.equal(total, torch.zeros_like(total))
+    assert torch.autograd.grad(total.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("reach", [5.0, 20.0, 100.0, 1e4])
+def test_logits_of_far_hyperplanes_are_finite(reach: float) -> None:
+    """exp_0 rounds their points to the boundary; the room 1 - c P^2 that is left comes from the tangent vector."""
+    x, a = points(0, 0.1), points(1, 0.1)
+    p = (reach * a / a.norm(dim=1, keepdim=True)).float().requires_grad_()
+    z = hyperbolic_logits(x.float(), a.float(), p, c=0.1)
+    assert z.isfinite().all()
+    assert torch.autograd.grad(z.sum(), p)[0].isfinite().all()
+    if reach < 10:
+        torch.testing.assert_close(z.double(), hyperbolic_logits(x, a, p.double(), c=0.1), rtol=1e-5, atol=1e-5)

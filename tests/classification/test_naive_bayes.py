@@ -1,6 +1,7 @@
 """Linear naive Bayes: batches do not matter, a layer predicts the same, and the bound of cross-entropy holds."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -175,3 +176,36 @@ def test_bad_arguments() -> None:
         logistic_excess_bound(-1.0)
     with pytest.raises(ValueError, match="num_classes is 1"):
         logistic_excess_bound(0.1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    x, y = rows(0)
+    head, wanted = LinearNaiveBayes().fit(x, y.to(dtype)), LinearNaiveBayes().fit(x, y)
+    torch.testing.assert_close(head.decision_function(x), wanted.decision_function(x))
+    curve = linear_evaluation_curve(x.bfloat16(), y.to(dtype), x.bfloat16(), y.to(dtype), sizes=[12])
+    assert all((errors < 0.5).all() for errors in curve.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_layer_takes_features_of_any_precision(dtype: torch.dtype) -> None:
+    """Also where constant features make scores of 1e9."""
+    x, y = rows(0)
+    x = torch.cat([x, torch.full((24, 1), 3.0)], 1).to(dtype)
+    head = LinearNaiveBayes().fit(x, y)
+    linear = head.to_linear()
+    assert torch.equal(linear(x).argmax(1), head.predict(x))
+    assert torch.equal(pickle.loads(pickle.dumps(linear))(x), linear(x))
+
+
+def test_labels_and_queries_that_do_not_fit_say_so() -> None:
+    x, y = rows(0)
+    for labels in (y.double(), y > 0):
+        with pytest.raises(TypeError, match="target has dtype"):
+            LinearNaiveBayes().fit(x, labels)
+    with pytest.raises(ValueError, match=r"query has shape \(24, 3\)"):
+        LinearNaiveBayes().fit(x, y).predict(x[:, :3])
+    with pytest.raises(ValueError, match="labels has shape"):
+        linear_evaluation_curve(x, y[:-1], x, y, sizes=[6])
+    with pytest.raises(ValueError, match="test_labels has shape"):
+        linear_evaluation_curve(x, y, x, y[:-1], sizes=[6])

@@ -229,3 +229,22 @@ def test_scores_by_hand() -> None:
     scores: dict[str, Tensor] = detection_scores(detected, activity)
     assert [round(value.item(), 4) for value in scores.values()] == [0.6, 0.5, 0.6667]
     assert detection_scores(detected, torch.zeros(5))["true_positive"].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_threshold_takes_evidence_of_any_precision_and_a_measured_rate(dtype: torch.dtype) -> None:
+    evidence = torch.randperm(60, generator=torch.Generator().manual_seed(0)).reshape(2, 3, 10).to(dtype)
+    wanted = (evidence >= 54).to(dtype)
+    assert torch.equal(threshold_evidence(evidence, rate=0.1), wanted)
+    assert torch.equal(threshold_evidence(evidence, rate=wanted.double().mean()), wanted)
+
+
+def test_detector_learns_from_trials_of_any_dtype() -> None:
+    _, activity, raster = world(0)
+    detector = SpikingMotifDetector(4, 3, 5)
+    assert len(detector.fit((activity.bool(), raster.int()), num_steps=2)) == 2
+
+
+def test_delays_are_at_least_one() -> None:
+    with pytest.raises(ValueError, match="num_delays is -1"):
+        sample_activity(1, 1, 5, num_delays=-1)

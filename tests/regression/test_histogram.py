@@ -218,3 +218,25 @@ def test_projection_needs_the_memory_of_its_input() -> None:
 
     torch.testing.assert_close(project().sum(-1), torch.ones(100))
     assert memory_of(project).peak < 40 * 4 * next_probs.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [1e3, 1e6, 1e12, 1e300])
+def test_hl_gauss_of_a_wide_gaussian_is_uniform(sigma: float, dtype: torch.dtype) -> None:
+    """In float32 shares were differences of numbers near 1."""
+    p = hl_gauss_target(torch.tensor([0.3, -2.0, 2.0], dtype=dtype), num_bins=7, sigma=sigma, **INTERVAL)
+    assert p.dtype == dtype
+    torch.testing.assert_close(p, torch.full_like(p, 1 / 7), rtol=1e-5, atol=0)
+
+
+def test_a_discount_may_be_one_number() -> None:
+    q, reward = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]]), torch.tensor([0.1, -0.2])
+    wanted = categorical_projection(q, reward, torch.full((2,), 0.9), **INTERVAL)
+    for discount in (0.9, torch.tensor(0.9)):
+        torch.testing.assert_close(categorical_projection(q, reward, discount, **INTERVAL), wanted)
+        assert categorical_td_loss(q, q, reward, discount, **INTERVAL).isfinite()
+
+
+def test_an_endless_interval_says_so() -> None:
+    with pytest.raises(ValueError, match="max_value is inf"):
+        hl_gauss_loss(torch.zeros(1, 4), torch.zeros(1), min_value=0.0, max_value=torch.inf)
