@@ -129,5 +129,5 @@ def test_bad_arguments() -> None:
 def test_a_classifier_of_another_width_says_so() -> None:
     with pytest.raises(ValueError, match=r"features has shape \(7, 3\) and weight \(3, 4\); wanted \(N, d\) and"):
         neural_collapse_metrics(torch.randn(7, 3), LABELS, torch.randn(3, 4))
-    with pytest.raises(TypeError, match="labels has dtype torch.float32; wanted int64"):
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32; wanted int64"):
         neural_collapse_metrics(torch.randn(7, 3), LABELS.float(), torch.randn(3, 3))

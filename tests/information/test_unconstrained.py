@@ -176,9 +176,9 @@ def test_bad_labels_and_decays_say_so() -> None:
             unconstrained_feature_loss(h, [w], labels, loss=loss, **decays)
     unseen = torch.func.vmap(lambda row: unconstrained_feature_loss(h, [w], row, **decays))(labels.unsqueeze(0))
     assert unseen.isnan().all()
-    with pytest.raises(TypeError, match="labels has dtype torch.float32"):
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32"):
         unconstrained_feature_loss(h, [w], labels.float(), **decays)
-    with pytest.raises(ValueError, match="weight_decays is -0.1"):
+    with pytest.raises(ValueError, match=r"weight_decays is -0\.1"):
         unconstrained_feature_loss(h, [w], labels.clamp(max=1), weight_decays=[-0.1], feature_decay=0.1)
     with pytest.raises(ValueError, match="loss is 'hinge'"):
         UnconstrainedFeatureModel([2, 2], 3, 1, loss="hinge")  # type: ignore[arg-type]
