@@ -82,7 +82,7 @@ def print_study(study: Study, console: Console, *, report: Path | None = None) -
         _say(console, "Test labels are as given; log-loss is that of probabilities calibrated on the noisy rows.")
     else:
         _say(
-            console, "Test folds keep the prior of the data; probabilities are calibrated to that of the thinned rows."
+            console, "Test folds keep the prior of the data; calibrators come from the thinned rows, whose prior is another."
         )
     _say(console, study.sentence, style="bold")
     if report is not None:

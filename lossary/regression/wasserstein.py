@@ -17,7 +17,7 @@ def wasserstein_bin_loss(
     target: Tensor,
     centers: Tensor | None = None,
     *,
-    p: Tensor | float = 1,
+    p: float | Tensor = 1,
     root: bool = False,
     cross_entropy_weight: Tensor | float = 0.0,
     num_special_tokens: int = 0,
@@ -119,7 +119,7 @@ class WassersteinBinLoss(Objective):
     def __init__(
         self,
         centers: Tensor | None = None,
-        p: Tensor | float = 1,
+        p: float | Tensor = 1,
         root: bool = False,
         reduction: Reduction = "mean",
         *,
