@@ -101,6 +101,9 @@ from lossary.language.markov import (
     MarkovSource,
     SwitchingSource,
 )
+from lossary.language.meteor import (
+    meteor,
+)
 from lossary.language.mixce import (
     LinearMixCELoss,
     MixCELoss,
@@ -253,6 +256,7 @@ __all__ = [
     "linear_weighted_instruction_loss",
     "log_length_attention",
     "merge_state_dicts",
+    "meteor",
     "minimum_risk_loss",
     "mixce_loss",
     "mixce_star_loss",
