@@ -416,7 +416,7 @@ _ENTRIES: list[Entry] = [
         ("perplexity", "exp mean -log p", "torchmetrics.functional.text.perplexity"),
         ("word error rate", "edits of words / words", "torchmetrics.functional.text.word_error_rate"),
         ("character error rate", "edits of characters / characters", "torchmetrics.functional.text.char_error_rate"),
-        ("METEOR", "F of matched words, less for more pieces", "lossary.language.meteor"),
+        ("METEOR", "F of matched words, less for more pieces", "lossary.language.meteor_score"),
         ("exact match and F1", "of answers, as in SQuAD", "torchmetrics.functional.text.squad"),
     ),
     *_entries(

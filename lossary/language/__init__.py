@@ -102,7 +102,7 @@ from lossary.language.markov import (
     SwitchingSource,
 )
 from lossary.language.meteor import (
-    meteor,
+    meteor_score,
 )
 from lossary.language.mixce import (
     LinearMixCELoss,
@@ -256,7 +256,7 @@ __all__ = [
     "linear_weighted_instruction_loss",
     "log_length_attention",
     "merge_state_dicts",
-    "meteor",
+    "meteor_score",
     "minimum_risk_loss",
     "mixce_loss",
     "mixce_star_loss",

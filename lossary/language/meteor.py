@@ -9,7 +9,7 @@ from lossary.core import checks
 Text = str | Sequence[str]
 
 
-def meteor(
+def meteor_score(
     hyp: Text,
     ref: Text | list[Text],
     *,
@@ -46,9 +46,10 @@ def meteor(
         ValueError: A number is out of range, or there is no reference.
 
     Example:
-        >>> reference = "the cat sat on the mat"
-        >>> round(meteor("the cat was sat on the mat", reference), 4), meteor("on the mat sat the cat", reference)
-        (0.9654, 0.5)
+        >>> round(meteor_score("the cat was sat on the mat", "the cat sat on the mat"), 4)
+        0.9654
+        >>> meteor_score("on the mat sat the cat", "the cat sat on the mat")
+        0.5
 
     Source:
         Banerjee, Lavie: METEOR: An Automatic Metric for MT Evaluation (ACL workshop 2005); words are matched from the

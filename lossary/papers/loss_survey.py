@@ -70,7 +70,7 @@ CARD = Paper(
         "lossary.generative.style_loss",
         "lossary.generative.StyleLoss",
         "lossary.generative.frechet_distance",
-        "lossary.language.meteor",
+        "lossary.language.meteor_score",
         "lossary.language.minimum_risk_loss",
         "lossary.language.MinimumRiskLoss",
         "lossary.language.reinforce_loss",
