@@ -69,14 +69,15 @@ def _score(
     hyp: list[str], ref: list[str], stem: Callable[[str], str] | None, alpha: float, beta: float, gamma: float
 ) -> float:
     matches: dict[int, int] = {}
-    for form in [str, stem] if stem is not None else [str]:
+    forms: list[Callable[[str], str]] = [str] if stem is None else [str, stem]
+    for form in forms:
         _match([form(word) for word in hyp], [form(word) for word in ref], matches)
     if not matches:
         return 0.0
     precision, recall = len(matches) / len(hyp), len(matches) / len(ref)
     mean = precision * recall / (alpha * precision + (1 - alpha) * recall)
     pieces = sum(matches.get(place - 1) != other - 1 for place, other in matches.items())
-    return (1 - gamma * (pieces / len(matches)) ** beta) * mean
+    return float((1 - gamma * (pieces / len(matches)) ** beta) * mean)
 
 
 def _match(hyp: list[str], ref: list[str], matches: dict[int, int]) -> None:
