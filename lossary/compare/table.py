@@ -80,6 +80,8 @@ def print_study(study: Study, console: Console, *, report: Path | None = None) -
     _say(console, "+ better than cross-entropy, - worse, = equivalent, ? undecided.", style="dim")
     if study.handicap == "label_noise":
         _say(console, "Test labels are as given; log-loss is that of probabilities calibrated on the noisy rows.")
+    else:
+        _say(console, "Test folds keep the prior of the data; calibrators come from the thinned rows.")
     _say(console, study.sentence, style="bold")
     if report is not None:
         console.print(Text(f"Report: {report}"), soft_wrap=True)

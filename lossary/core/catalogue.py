@@ -204,6 +204,18 @@ _ENTRIES: list[Entry] = [
         "detection",
         "metric",
         (
+            "average precision",
+            "area under precision, made falling, and recall",
+            "torchmetrics.detection.mean_ap.MeanAveragePrecision",
+            "iou_thresholds=[0.5], its map_50; needs torchvision and pycocotools",
+        ),
+        (
+            "11-point average precision",
+            "mean over recalls 0, 0.1, ..., 1 of the largest precision from there on",
+            "torchmetrics.detection.mean_ap.MeanAveragePrecision",
+            "rec_thresholds=[i / 10 for i in range(11)], iou_thresholds=[0.5]; needs torchvision and pycocotools",
+        ),
+        (
             "mean average precision",
             "mean over classes and IoU 0.50 to 0.95 of the area under precision and recall",
             "torchmetrics.detection.mean_ap.MeanAveragePrecision",
@@ -215,6 +227,7 @@ _ENTRIES: list[Entry] = [
             "torchmetrics.detection.mean_ap.MeanAveragePrecision",
             "its mar_100; needs torchvision and pycocotools",
         ),
+        ("frames per second", "images / seconds", "torch.utils.benchmark.Timer", "batch size / its timeit(n).mean"),
     ),
     *_entries(
         "segmentation",
@@ -228,6 +241,18 @@ _ENTRIES: list[Entry] = [
             "Lovász-softmax",
             "sum of sorted errors times steps of the Jaccard loss",
             "lossary.segmentation.lovasz_softmax_loss",
+        ),
+        (
+            "boundary",
+            "mean p phi, phi the signed distance to the true outline, negative inside",
+            "scipy.ndimage.distance_transform_edt",
+            "phi = it(1 - y) - it(y) once for each image; then (softmax * phi).mean()",
+        ),
+        (
+            "Hausdorff distance as a loss",
+            "mean (p - y)^2 (d_p^2 + d_y^2), d the distances to the outlines of p > 1/2 and of y",
+            "scipy.ndimage.distance_transform_edt",
+            "d = it(mask) + it(1 - mask), constants to the gradient",
         ),
     ),
     *_entries(
@@ -391,6 +416,12 @@ _ENTRIES: list[Entry] = [
         ("perplexity", "exp mean -log p", "torchmetrics.functional.text.perplexity"),
         ("word error rate", "edits of words / words", "torchmetrics.functional.text.word_error_rate"),
         ("character error rate", "edits of characters / characters", "torchmetrics.functional.text.char_error_rate"),
+        (
+            "METEOR",
+            "F of matched words, stems and synonyms, less for more pieces",
+            "nltk.translate.meteor_score.meteor_score",
+            "needs nltk and its WordNet",
+        ),
         ("exact match and F1", "of answers, as in SQuAD", "torchmetrics.functional.text.squad"),
     ),
     *_entries(

@@ -66,7 +66,7 @@ def self_distillation_loss(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape, label, ``temperature`` or reduction is wrong.
+        ValueError: A shape, label, ``xi``, ``temperature`` or reduction is wrong.
 
     Example:
         >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
@@ -77,7 +77,7 @@ def self_distillation_loss(
         Das, Sanghavi: Understanding Self-Distillation in the Presence of Label Noise (ICML 2023, arXiv 2301.13304),
         equation 1. The temperature, weights and smoothing are additions.
     """
-    check_in_range("xi", xi, -float("inf"))
+    _check_xi(xi)
     check_in_range("temperature", temperature, 0.0, low_open=True)
     rows = class_rows(
         input,
@@ -167,7 +167,7 @@ def self_distillation_target(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape, label or ``temperature`` is wrong.
+        ValueError: A shape, label, ``xi`` or ``temperature`` is wrong.
 
     Example:
         >>> self_distillation_target(torch.tensor([[0.0, 0.0, 5.0]]), torch.tensor([0]), xi=2.0)
@@ -176,7 +176,9 @@ def self_distillation_target(
     Source:
         Das, Sanghavi (ICML 2023, arXiv 2301.13304), equation 1.
     """
+    _check_xi(xi)
     check_in_range("temperature", temperature, 0.0, low_open=True)
+    check_floating("teacher_logits", teacher_logits)
     rows = class_rows(teacher_logits.detach(), target, index_only=True)
     teacher = (rows.logits / temperature).softmax(rows.dim)
     return xi * teacher + (1 - xi) * rows.is_label().to(teacher.dtype)
@@ -211,7 +213,7 @@ def self_distill(
         The teacher and the students, in order.
 
     Raises:
-        ValueError: ``rounds`` is not positive, or a shape or label is wrong.
+        ValueError: ``rounds`` is not positive, ``xi`` not finite, or a shape or label is wrong.
 
     Example:
         >>> def fit(model, X, target):
@@ -228,6 +230,7 @@ def self_distill(
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; wanted at least 1.")
+    _check_xi(xi)
     classes = int(y.max()) + 1 if num_classes is None else num_classes
     dtype = X.dtype if X.is_floating_point() else torch.get_default_dtype()
     nothing = torch.zeros(len(y), classes, dtype=dtype, device=y.device)
@@ -265,7 +268,7 @@ def ridge_self_distillation(
         ``teacher`` and ``student``, each ``(d,)`` or ``(d, m)``, float64.
 
     Raises:
-        ValueError: A shape or ``ridge`` is wrong.
+        ValueError: A shape, ``ridge`` or ``xi`` is wrong.
 
     Example:
         >>> ridge_self_distillation(torch.eye(2), torch.tensor([2.0, 4.0]), ridge=1.0, xi=1.0)
@@ -274,6 +277,7 @@ def ridge_self_distillation(
     Source:
         Das, Sanghavi (ICML 2023, arXiv 2301.13304), section 3.
     """
+    _check_xi(xi)
     spectrum = _spectrum(features, ridge)
     if values.ndim not in (1, 2) or len(values) != len(features):
         raise ValueError(f"values has shape {tuple(values.shape)}; wanted ({len(features)},) or ({len(features)}, m).")
@@ -312,7 +316,7 @@ def expected_parameter_error(
         ``()``, float64.
 
     Raises:
-        ValueError: A shape, ``ridge`` or ``noise_std`` is wrong.
+        ValueError: A shape, ``ridge``, ``noise_std`` or ``xi`` is wrong.
 
     Example:
         >>> options = {"ridge": 1.0, "noise_std": 2.0}
@@ -322,6 +326,7 @@ def expected_parameter_error(
     Source:
         Das, Sanghavi (ICML 2023, arXiv 2301.13304), section 3.
     """
+    _check_xi(xi)
     spectrum = _spectrum(features, ridge)
     theta, outside, variance = _against_noise(spectrum, features, parameter, noise_std)
     bias = theta * (spectrum.loss + xi * spectrum.gain * spectrum.loss)
@@ -415,6 +420,10 @@ def optimal_regularization(
     bounds = grid[max(start - 1, 0)], grid[min(start + 1, 60)]
     found = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-9})
     return OptimalRegularization(math.exp(found.x), float(found.fun))
+
+
+def _check_xi(xi: Tensor | float) -> None:
+    check_in_range("xi", xi, -math.inf, low_open=True, high_open=True)
 
 
 class _Spectrum(NamedTuple):

@@ -400,7 +400,7 @@ def _cosine_rows(
     check_class_vector("class_weight", class_weight, weight.shape[0])
     input = torch.where((target != ignore_index).unsqueeze(-1), input, 0.0)  # before its NaN can reach the directions
     with full_precision(input):
-        cosine = F.linear(F.normalize(input, dim=-1), F.normalize(weight, dim=-1))
+        cosine = F.linear(_direction(input), _direction(weight))
     return class_rows(
         cosine,
         target,
@@ -410,6 +410,12 @@ def _cosine_rows(
         sample_weight=sample_weight,
         index_only=True,
     )
+
+
+def _direction(x: Tensor) -> Tensor:
+    """Vectors of length 1; 0 stays 0, with a slope of 1 there, where that of ``F.normalize`` is 1e12."""
+    length = safe_norm(x, -1).unsqueeze(-1)
+    return x / torch.where(length == 0, 1.0, length)
 
 
 def _kept(rows: ClassRows) -> Tensor:

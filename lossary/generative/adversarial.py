@@ -64,7 +64,8 @@ def adversarial_losses(real_scores: Tensor, fake_scores: Tensor, *, kind: Game) 
         Goodfellow et al. (2014, arXiv 1406.2661), Mao et al. (2017, arXiv 1611.04076), Lim, Ye (2017, arXiv
         1705.02894), Arjovsky, Chintala, Bottou (2017, arXiv 1701.07875).
     """
-    game = _ALSO_CALLED.get(kind, kind)
+    game = kind.replace("-", "_")
+    game = _ALSO_CALLED.get(game, game)
     if game not in _GAMES:
         raise ValueError(f"kind is {kind!r}; wanted one of {', '.join(_GAMES)}.")
     real, fake = widened(real_scores=real_scores, fake_scores=fake_scores)

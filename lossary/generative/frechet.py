@@ -25,7 +25,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
         cov2: Its covariance ``(D, D)``.
 
     Returns:
-        ``()``, at least 0 up to rounding. A measure: gradients are not meant to be used (equal eigenvalues have none).
+        ``()``, at least 0. A measure: gradients are not meant to be used (equal eigenvalues have none).
 
     Raises:
         TypeError: A dtype is wrong.
@@ -48,7 +48,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     root = _root(cov1)
     between = torch.linalg.eigvalsh(_symmetric(root @ _symmetric(cov2) @ root)).clamp(min=0).sqrt().sum()
     distance: Tensor = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * between
-    return distance
+    return distance.clamp(min=0)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lossary.core.checks import check_floating, check_labels, check_shape
-from lossary.information.unconstrained import collapse_minimum
+from lossary.core.checks import check_floating, check_shape
+from lossary.information.unconstrained import check_class_indices, collapse_minimum
 
 Geometry = Literal["etf", "orthogonal", "gof"]
 
@@ -68,6 +68,12 @@ def neural_collapse_metrics(
         Dang et al. (ICML 2023, arXiv 2301.00437), section 5; Papyan, Han, Donoho: Prevalence of neural collapse during
         the terminal phase of deep learning training (PNAS 2020, arXiv 2008.08186).
     """
+    check_floating("features", features)
+    check_floating("weight", weight)
+    if features.ndim != 2 or weight.ndim != 2 or weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"features has shape {tuple(features.shape)} and weight {tuple(weight.shape)}; wanted (N, d) and (K, d)."
+        )
     classes = weight.shape[0]
     means, sizes = _class_means(features, labels, classes)
     weight, features = weight.detach().double(), features.detach().double()
@@ -220,9 +226,9 @@ def _class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor
     if features.ndim != 2:
         raise ValueError(f"features has shape {tuple(features.shape)}; wanted (N, d).")
     check_shape("labels", labels, features.shape[:1], "a class index for each row of features")
-    check_labels(labels, classes, ignore_index=classes)
+    check_class_indices(labels, classes)
     sizes = torch.bincount(labels, minlength=classes)
-    if len(sizes) > classes or bool((sizes == 0).any()):
+    if len(sizes) > classes or bool((sizes == 0).any()):  # beyond: where labels were not checked
         raise ValueError(f"labels has {sizes.tolist()} rows of the classes; wanted at least one of each of {classes}.")
     features = features.detach().double()
     sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)

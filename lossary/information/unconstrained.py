@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.core.checks import check_floating, check_in_range, check_indices, check_shape, may_read_values
 
 
 def unconstrained_feature_loss(
@@ -51,8 +51,8 @@ def unconstrained_feature_loss(
         ``()``.
 
     Raises:
-        TypeError: ``features`` is not floating point.
-        ValueError: A shape, ``loss`` or the number of decays is wrong.
+        TypeError: ``features`` is not floating point, or ``labels`` is.
+        ValueError: A shape, label, ``loss``, a decay or the number of decays is wrong.
 
     Example:
         >>> features, weight = torch.eye(2), torch.eye(2)
@@ -69,6 +69,8 @@ def unconstrained_feature_loss(
     check_shape("labels", labels, features.shape[1:], "a class index for each column of features")
     if len(weights) == 0 or len(weights) != len(weight_decays):
         raise ValueError(f"there are {len(weights)} weights and {len(weight_decays)} weight_decays; wanted one each.")
+    for name, number in (("feature_decay", feature_decay), *(("weight_decays", number) for number in weight_decays)):
+        check_in_range(name, number, 0.0)
     output = features
     for weight in weights:
         check_shape("weights", weight, (*weight.shape[:1], output.shape[0]), "as wide as what the layer is applied to")
@@ -76,13 +78,15 @@ def unconstrained_feature_loss(
     if bias is not None:
         check_shape("bias", bias, output.shape[:1], "one number for each class")
         output = output + bias.unsqueeze(1)
+    check_class_indices(labels, output.shape[0])
     if loss == "mse":
         one_hot = torch.arange(output.shape[0], device=labels.device).unsqueeze(1) == labels
         fit = (output - one_hot.to(output.dtype)).square().sum() / (2 * features.shape[1])
+        fit = torch.where(one_hot.any(0).all(), fit, torch.nan)  # a bad label that the check could not see
     elif loss == "cross_entropy":
-        fit = F.cross_entropy(output.T, labels)
+        fit = F.cross_entropy(output.T, labels.long())
     else:
-        raise ValueError(f"loss is {loss!r}; wanted 'mse' or 'cross_entropy'.")
+        raise _unknown(loss)
     decay = feature_decay * features.square().sum()
     for weight_decay, weight in zip(weight_decays, weights, strict=True):
         decay = decay + weight_decay * weight.square().sum()
@@ -110,7 +114,8 @@ class UnconstrainedFeatureModel(nn.Module):
         labels: ``(N,)``.
 
     Raises:
-        ValueError: ``depth`` is not positive, a class is empty, or the number of decays is not ``depth``.
+        ValueError: ``depth`` is not positive, a class is empty, ``loss`` is unknown, or the number of decays is not
+            ``depth``.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -143,6 +148,8 @@ class UnconstrainedFeatureModel(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth is {depth}; wanted at least 1.")
+        if loss not in ("mse", "cross_entropy"):
+            raise _unknown(loss)
         sizes = _class_sizes(counts)
         labels = torch.arange(len(sizes)).repeat_interleave(sizes.long())
         width = dim if width is None else width
@@ -322,6 +329,18 @@ def minority_collapse_size(num_samples: int, *, weight_decays: Sequence[float], 
     depth, cost = len(weight_decays), _cost(num_samples, weight_decays, feature_decay)
     bound = depth * num_samples * cost / collapse_threshold(depth)
     return math.floor(bound * (1 + 1e-12)) + 1  # at the bound itself, whatever its rounding, a class may vanish
+
+
+def check_class_indices(labels: Tensor, num_classes: int) -> None:
+    """Raise unless labels are integers and, where values can be read, from 0 to ``num_classes - 1``."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels has dtype {labels.dtype}; wanted int64 class indices.")
+    if may_read_values(labels):
+        check_indices("labels", labels, num_classes)
+
+
+def _unknown(loss: object) -> ValueError:
+    return ValueError(f"loss is {loss!r}; wanted 'mse' or 'cross_entropy'.")
 
 
 def _cost(num_samples: float, weight_decays: Sequence[float], feature_decay: float) -> float:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lossary.core.checks import check_class_vector, check_floating, check_in_range, check_shape
+from lossary.core.checks import check_floating, check_in_range, check_shape
+from lossary.regression.wasserstein import bin_positions
 
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -185,9 +186,9 @@ def forecast_from_bins(
         raise ValueError(f"input has shape {tuple(input.shape)}; wanted logits (N, B, ...).")
     logits = input.movedim(1, -1)[..., num_special_tokens:]
     bins = logits.shape[-1]
-    check_class_vector("centers", centers, bins)
-    positions = torch.arange(bins, device=input.device) if centers is None else centers
-    positions = positions.to(torch.promote_types(input.dtype, torch.float32))
+    if not 1 <= bins <= input.shape[1]:
+        raise ValueError(f"num_special_tokens is {num_special_tokens}; wanted 0 to {input.shape[1] - 1}.")
+    positions = bin_positions(centers, bins, input.new_empty(0, dtype=torch.promote_types(input.dtype, torch.float32)))
     probability = logits.double().softmax(-1)
     # Half a unit in the last place of float32 forgives a cumulative 0.49999999 its distance from 0.5.
     cumulative = probability.cumsum(-1) + 2**-25

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossary.core.checks import check_class_vector, check_in_range
+from lossary.core.checks import check_class_vector, check_in_range, may_read_values
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import ClassRows, class_rows
 from lossary.core.types import Reduction
@@ -17,7 +17,7 @@ def wasserstein_bin_loss(
     target: Tensor,
     centers: Tensor | None = None,
     *,
-    p: float = 1,
+    p: float | Tensor = 1,
     root: bool = False,
     cross_entropy_weight: Tensor | float = 0.0,
     num_special_tokens: int = 0,
@@ -57,8 +57,8 @@ def wasserstein_bin_loss(
     Shape:
         - input: ``(N, B, ...)`` or ``(B,)``, floating point.
         - target: ``(N, ...)`` integer, or ``(N, B, ...)`` floating point.
-        - centers: ``(B - num_special_tokens,)``; weight: ``(B,)``; sample_weight: ``(N, ...)``; normalizer: a number
-          or ``()``.
+        - centers: ``(B - num_special_tokens,)``; p, normalizer: a number or ``()``; weight: ``(B,)``; sample_weight:
+          ``(N, ...)``.
 
     Returns:
         ``(N, ...)`` for ``none``, else ``()``; float32 for half-precision input. Empty or all-ignored ``mean`` is NaN
@@ -66,7 +66,8 @@ def wasserstein_bin_loss(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape, label, probability, ``p``, ``num_special_tokens`` or reduction is wrong.
+        ValueError: A shape, label, probability, ``p``, ``num_special_tokens`` or reduction is wrong, or ``centers``
+            fall (where values can be read).
 
     Example:
         >>> input = torch.tensor([[0.0, 0.0, 0.0, 0.0]])
@@ -87,15 +88,16 @@ def wasserstein_bin_loss(
         raise ValueError(f"num_special_tokens is {num_special_tokens}; wanted 0 to {rows.num_classes - 1}.")
     if num_special_tokens and rows.index is None:
         raise ValueError("target holds probabilities; num_special_tokens is for class indices (N, ...) only.")
-    check_class_vector("centers", centers, bins)
-    positions = torch.arange(bins, device=input.device) if centers is None else centers
-    positions = positions.to(rows.logits.dtype)
+    positions = bin_positions(centers, bins, rows.logits)
+    span = (positions[-1] - positions[0]).detach() if root else positions.new_ones(())
+    span = torch.where(span == 0, 1.0, span)
+    positions = positions / span  # so that no power overflows of which the root would not
     logits = rows.logits.narrow(rows.dim, num_special_tokens, bins) if num_special_tokens else rows.logits
     q = logits.softmax(rows.dim)
     loss = _to_point(rows, q, positions, p) if rows.index is not None else _to_distribution(rows, q, positions, p)
-    if root and p != 1:
+    if root:
         at_zero = loss == 0
-        loss = torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, loss) ** (1 / p))
+        loss = span * torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, loss) ** (1 / p))
     if weight is not None:
         loss = rows.expect(torch.ones_like(rows.on_support(rows.logits))) * loss
     if isinstance(cross_entropy_weight, Tensor) or cross_entropy_weight != 0:  # 0 x inf is no loss
@@ -118,7 +120,7 @@ class WassersteinBinLoss(Objective):
     def __init__(
         self,
         centers: Tensor | None = None,
-        p: float = 1,
+        p: float | Tensor = 1,
         root: bool = False,
         reduction: Reduction = "mean",
         *,
@@ -139,19 +141,31 @@ class WassersteinBinLoss(Objective):
         )
 
 
-def _to_point(rows: ClassRows, q: Tensor, positions: Tensor, p: float) -> Tensor:
+def bin_positions(centers: Tensor | None, bins: int, like: Tensor) -> Tensor:
+    """Positions of bins ``(B,)`` in the dtype of ``like``: 0, 1, 2, ... or the centres, checked."""
+    if centers is None:
+        return torch.arange(bins, dtype=like.dtype, device=like.device)
+    if isinstance(centers, Tensor) and not (centers.is_floating_point() or centers.is_complex()):
+        centers = centers.to(like.dtype)  # whole numbers are positions, too
+    check_class_vector("centers", centers, bins)
+    if may_read_values(centers) and (centers.diff() < 0).any():
+        raise ValueError(f"centers fall at bin {int((centers.diff() < 0).nonzero()[0]) + 1}; wanted increasing ones.")
+    return centers.to(like.dtype)
+
+
+def _to_point(rows: ClassRows, q: Tensor, positions: Tensor, p: Tensor | float) -> Tensor:
     """W_p^p to the label's bin: all mass travels there."""
     assert rows.index is not None
     label = (rows.index - (rows.num_classes - len(positions))).clamp(min=0)
     gap = positions.reshape([-1] + [1] * (q.ndim - 1 - rows.dim)) - positions[label].unsqueeze(rows.dim)
-    return (q * (gap.abs() if p == 1 else gap.abs() ** p)).sum(rows.dim)
+    return (q * (gap.abs() if not isinstance(p, Tensor) and p == 1 else gap.abs() ** p)).sum(rows.dim)
 
 
-def _to_distribution(rows: ClassRows, q: Tensor, positions: Tensor, p: float) -> Tensor:
+def _to_distribution(rows: ClassRows, q: Tensor, positions: Tensor, p: Tensor | float) -> Tensor:
     """W_p^p to the target distribution: mass travels from quantile to quantile."""
     assert rows.probability is not None
     q, y = q.movedim(rows.dim, -1), rows.probability.movedim(rows.dim, -1)
-    if p == 1:
+    if not isinstance(p, Tensor) and p == 1:
         return ((q - y).cumsum(-1)[..., :-1].abs() * positions.diff()).sum(-1)
     # Between two neighbouring levels of both cumulative distributions each quantile function is constant: at the bin
     # whose number is that of its own levels below.

@@ -19,6 +19,7 @@ from lossary.compare import run, study
 from lossary.compare.handicap import flip_labels, thin_classes
 from lossary.compare.load import Table, load_table
 from lossary.compare.options import Options
+from lossary.compare.report import write_report
 from lossary.compare.splits import make_splits
 from lossary.compare.study import run_study
 from lossary.compare.table import print_study
@@ -92,6 +93,26 @@ def test_thinning_says_what_is_impossible() -> None:
         thin_classes(np.arange(400), table(), 100, seed=0)
     with pytest.raises(UserError, match="several labels"):
         thin_classes(np.arange(500), labels(), 2, seed=0)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.3, 0.2), (0.7, 0.05, 0.25), (0.7, 0.3)])
+def test_the_ratio_that_is_offered_is_the_largest(shares: tuple[float, ...]) -> None:
+    data, rows = table(2000, shares), np.arange(300)
+    with pytest.raises(UserError) as raised:
+        thin_classes(rows, data, 1e6, seed=0)
+    possible = float(str(raised.value).partition("these rows allow ")[2].partition(")")[0])
+    counts = np.bincount(data.target[thin_classes(rows, data, possible, seed=0)])
+    assert counts.min() == 8
+    with pytest.raises(UserError):
+        thin_classes(rows, data, 1.3 * possible, seed=0)
+
+
+def test_the_rare_class_is_the_same_in_every_split() -> None:
+    """Also where classes are as frequent, so that a row more or less decides which is first in a training part."""
+    frame = pd.DataFrame({"a": np.arange(302.0), "label": ["x", "y"] * 151})
+    splits = make_splits(load_table(frame, "label"), folds=3, repeats=3, seed=0, imbalance=5)
+    target = load_table(frame, "label").target
+    assert {int(np.bincount(target[split.train]).argmin()) for split in splits} == {1}
 
 
 def test_thinned_splits_keep_their_test_folds() -> None:
@@ -184,6 +205,13 @@ def test_the_page_and_the_terminal_say_it(faked: list[dict[str, Any]], tmp_path:
     text = " ".join(" ".join(parts) for tag, parts in page.content.items() if tag not in ("script", "style"))
     assert found.sentence in text.replace("\n", " ")
     assert "calibrated on the noisy rows" in text
+    made = write_report_of(dataclasses.replace(found.levels[2].comparison, options=found.options), tmp_path, 0.4, None)
+    assert "40% of the labels of training and inner validation rows were made wrong" in made
+    assert "test labels are as given" in made
+    assert "calibrated on the noisy rows" in made
+    made = write_report_of(dataclasses.replace(found.levels[2].comparison, options=found.options), tmp_path, 0.0, 9)
+    assert "had 9 times as many rows as the rarest" in made
+    assert "made wrong" not in write_report_of(found.levels[2].comparison, tmp_path, 0.0, None)
     assert "test labels are as given" in text
     links = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
     assert {"noise-0/report.html", "noise-10/report.html", "noise-40/report.html"} <= links
@@ -197,6 +225,12 @@ def test_the_page_and_the_terminal_say_it(faked: list[dict[str, Any]], tmp_path:
     print_study(found, Console(file=output, width=80), report=tmp_path / "out" / "report.html")
     assert "40%" in output.getvalue()
     assert max(map(len, output.getvalue().split("Report:")[0].splitlines())) <= 80
+
+
+def write_report_of(comparison: Any, folder: Path, label_noise: float, imbalance: float | None) -> str:
+    options = dataclasses.replace(comparison.options, label_noise=label_noise, imbalance=imbalance)
+    write_report(dataclasses.replace(comparison, options=options), folder / "level.html")
+    return " ".join((folder / "level.html").read_text().split())
 
 
 def test_a_folder_of_another_kind_is_left_alone(faked: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -237,9 +237,13 @@ FORMULAS: dict[str, tuple[Callable[[Callable], object], object]] = {
     ),
 }
 NEEDS_MORE = {  # packages, weights or a downloaded network that the tests do not have
-    *("mean average precision", "average recall", "Inception score", "FID", "ROUGE"),
+    *("average precision", "11-point average precision", "mean average precision", "average recall"),
+    *("Inception score", "FID", "ROUGE"),
 }
-OTHERWISE = {"Hausdorff distance", "panoptic quality", "equal error rate"}  # each by hand below
+OTHERWISE = {  # each by hand below
+    *("Hausdorff distance", "panoptic quality", "equal error rate"),
+    *("boundary", "Hausdorff distance as a loss", "frames per second"),
+}
 
 
 def test_every_entry_of_other_libraries_is_checked() -> None:
@@ -279,3 +283,17 @@ def test_panoptic_quality_by_hand() -> None:
 def test_equal_error_rate_by_hand() -> None:
     score, truth = torch.tensor([0.1, 0.2, 0.6, 0.3, 0.8, 0.9]), torch.tensor([0, 0, 0, 1, 1, 1])
     assert by_name("equal error rate").load()(score, truth).item() == pytest.approx(1 / 3)
+
+
+def test_distances_to_outlines_by_hand() -> None:
+    """A stripe of three in a row of seven: what the boundary and the Hausdorff loss multiply with."""
+    y = torch.tensor([0, 0, 1, 1, 1, 0, 0])
+    it = by_name("boundary").load()
+    assert (it(1 - y) - it(y)).tolist() == [2, 1, -1, -2, -1, 1, 2]
+    assert by_name("Hausdorff distance as a loss").load() is it
+    assert (it(y) + it(1 - y)).tolist() == [2, 1, 1, 2, 1, 1, 2]
+
+
+def test_frames_per_second_by_hand() -> None:
+    timer = by_name("frames per second").load()("time.sleep(0.01)", setup="import time")
+    assert 0 < 1 / timer.timeit(3).mean <= 101

@@ -180,3 +180,18 @@ def test_bad_arguments() -> None:
         optimal_xi(teacher, torch.zeros(4), ridge=1.0, noise_std=1.0)
     with pytest.raises(ValueError, match="wanted 0 < low < high"):
         optimal_regularization(teacher, torch.zeros(5), noise_std=1.0, low=2.0, high=1.0)
+
+
+@pytest.mark.parametrize("xi", [math.nan, math.inf, -math.inf])
+def test_xi_is_finite(xi: float) -> None:
+    student, teacher, target = batch(0)
+    x, values = torch.randn(5, 2), torch.randn(5)
+    for call in (
+        lambda: self_distillation_loss(student, teacher, target, xi=xi),
+        lambda: self_distillation_target(teacher, target, xi=xi),
+        lambda: ridge_self_distillation(x, values, ridge=1.0, xi=xi),
+        lambda: expected_parameter_error(x, values[:2], ridge=1.0, noise_std=1.0, xi=xi),
+        lambda: self_distill(lambda: nn.Linear(2, 2), print, x, target[:4], xi=xi),
+    ):
+        with pytest.raises(ValueError, match=r"xi is .*; wanted a number in \(-inf, inf\)"):
+            call()

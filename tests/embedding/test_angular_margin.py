@@ -75,6 +75,13 @@ def test_embeddings_on_their_direction_and_against_it(loss) -> None:
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [arcface_loss, cosface_loss, sphereface_loss])
+def test_an_embedding_of_zero_has_a_gradient_of_ordinary_size(loss) -> None:
+    input = torch.zeros(1, 2, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(input, torch.tensor([0]), torch.eye(2).half()), input)
+    assert gradient.abs().max() < 100
+
+
 @pytest.mark.parametrize("times", [2, 3, 4])
 def test_the_multiplied_angle_falls_all_the_way(times: int) -> None:
     theta = torch.linspace(0, math.pi, 400, dtype=torch.float64)

@@ -120,7 +120,14 @@ def test_bad_arguments() -> None:
         neural_collapse_metrics(features, LABELS, weight, geometry="gof")
     with pytest.raises(ValueError, match="at least one of each"):
         neural_collapse_metrics(features, LABELS.clamp(max=1), weight)
-    with pytest.raises(ValueError, match="target contains 4"):
+    with pytest.raises(ValueError, match="labels contains 4; wanted integers from 0 to 2"):
         neural_collapse_metrics(features, LABELS.index_fill(0, torch.tensor([0]), 4), weight)
     with pytest.raises(ValueError, match="labels has shape"):
         neural_collapse_metrics(features, LABELS[:3], weight)
+
+
+def test_a_classifier_of_another_width_says_so() -> None:
+    with pytest.raises(ValueError, match=r"features has shape \(7, 3\) and weight \(3, 4\); wanted \(N, d\) and"):
+        neural_collapse_metrics(torch.randn(7, 3), LABELS, torch.randn(3, 4))
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32; wanted int64"):
+        neural_collapse_metrics(torch.randn(7, 3), LABELS.float(), torch.randn(3, 3))

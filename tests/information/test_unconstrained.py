@@ -166,3 +166,21 @@ def test_bad_arguments() -> None:
         collapse_threshold(0)
     with pytest.raises(ValueError, match="weight_decays has 2 numbers; wanted 3"):
         UnconstrainedFeatureModel([1, 1], 2, 3, weight_decays=[0.1, 0.1])
+
+
+def test_bad_labels_and_decays_say_so() -> None:
+    h, w, labels = torch.randn(2, 3), torch.randn(2, 2), torch.tensor([0, 1, 7])
+    decays = {"weight_decays": [0.1], "feature_decay": 0.1}
+    for loss in ("mse", "cross_entropy"):
+        with pytest.raises(ValueError, match="labels contains 7; wanted integers from 0 to 1"):
+            unconstrained_feature_loss(h, [w], labels, loss=loss, **decays)
+    unseen = torch.func.vmap(lambda row: unconstrained_feature_loss(h, [w], row, **decays))(labels.unsqueeze(0))
+    assert unseen.isnan().all()
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32"):
+        unconstrained_feature_loss(h, [w], labels.float(), **decays)
+    with pytest.raises(ValueError, match=r"weight_decays is -0\.1"):
+        unconstrained_feature_loss(h, [w], labels.clamp(max=1), weight_decays=[-0.1], feature_decay=0.1)
+    with pytest.raises(ValueError, match="loss is 'hinge'"):
+        UnconstrainedFeatureModel([2, 2], 3, 1, loss="hinge")  # type: ignore[arg-type]
+    short = labels.clamp(max=1).to(torch.uint8)
+    assert unconstrained_feature_loss(h, [w], short, loss="cross_entropy", **decays).isfinite()

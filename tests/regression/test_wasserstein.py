@@ -167,3 +167,33 @@ def test_bad_arguments() -> None:
         wasserstein_bin_loss(input, target, num_special_tokens=6)
     with pytest.raises(ValueError, match="num_special_tokens is for class indices"):
         wasserstein_bin_loss(input, input.softmax(1), num_special_tokens=1)
+
+
+def test_high_orders_do_not_overflow() -> None:
+    input, target, spread = torch.zeros(1, 4), torch.tensor([0]), torch.tensor([[0.5, 0.0, 0.0, 0.5]])
+    torch.testing.assert_close(wasserstein_bin_loss(input, target, p=200, root=True), torch.tensor(3 * 4 ** (-1 / 200)))
+    assert wasserstein_bin_loss(input, spread, p=200, root=True).isfinite()
+
+
+def test_the_order_may_be_a_tensor() -> None:
+    input, target, centers = batch(0)
+    y, orders = batch(1)[0].softmax(1), torch.tensor([1.0, 2.0, 2.5], dtype=torch.float64)
+    for goal in (target, y):
+        for root in (False, True):
+
+            def loss(p: Tensor, goal: Tensor = goal, root: bool = root) -> Tensor:
+                return wasserstein_bin_loss(input, goal, centers, p=p, root=root)
+
+            expected = torch.stack(
+                [wasserstein_bin_loss(input, goal, centers, p=p, root=root) for p in orders.tolist()]
+            )
+            torch.testing.assert_close(torch.func.vmap(loss)(orders), expected)
+
+
+def test_centers_are_increasing_and_may_be_whole_numbers() -> None:
+    input, target, _ = batch(0)
+    torch.testing.assert_close(
+        wasserstein_bin_loss(input, target, torch.arange(6)), wasserstein_bin_loss(input, target)
+    )
+    with pytest.raises(ValueError, match="centers fall at bin 2; wanted increasing"):
+        wasserstein_bin_loss(input, target, torch.tensor([0.0, 2.0, 1.0, 3.0, 4.0, 5.0]))

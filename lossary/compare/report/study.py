@@ -76,7 +76,6 @@ def _render(study: Study) -> str:
         means=means,
         differences=differences,
         labels=labels,
-        training_rows=[level.comparison.fits for level in study.levels],
         cross_entropy=rows[0].title,
         splits=len(study.levels[0].comparison.candidates[0].settings),
     )
