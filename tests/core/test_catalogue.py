@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+import types
 from collections.abc import Callable
 
 import pytest
@@ -222,6 +223,10 @@ FORMULAS: dict[str, tuple[Callable[[Callable], object], object]] = {
     "perplexity": (lambda f: f(LOGITS[None], LABELS[None]), (-P_Y.log().mean()).exp()),
     "word error rate": (lambda f: f(["a b d"], ["a b c d"]), 0.25),
     "character error rate": (lambda f: f(["abd"], ["abcd"]), 0.25),
+    "METEOR": (
+        lambda f: f([["a", "b", "c"]], ["a", "b", "d"], wordnet=types.SimpleNamespace(synsets=lambda word: [])),
+        2 / 3 * (1 - 0.5 * (1 / 2) ** 3),
+    ),
     "exact match and F1": (
         lambda f: list(
             f(
