@@ -6,14 +6,13 @@ import math
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossary.core.checks import check_class_vector, check_in_range
 from lossary.core.numerics import exp_scaled, product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import class_rows, label_entries
-from lossary.core.sigmoid import sigmoid_focal
+from lossary.core.sigmoid import sigmoid_focal, softplus
 from lossary.core.types import Reduction
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -262,9 +261,9 @@ def focal_star_loss(
     entries = label_entries(input, target, sample_weight=sample_weight)
 
     def formula(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        of_yes, of_no = beta + gamma * z, beta - gamma * z
-        value = product(y, -F.logsigmoid(of_yes)) + product(1 - y, -F.logsigmoid(of_no))
-        return value / gamma, (1 - y) * torch.sigmoid(-of_no) - y * torch.sigmoid(-of_yes)
+        of_yes, miss_yes = softplus(-beta - gamma * z)
+        of_no, miss_no = softplus(gamma * z - beta)
+        return (product(y, of_yes) + product(1 - y, of_no)) / gamma, (1 - y) * miss_no - y * miss_yes
 
     loss = entries.evaluate(formula, gamma, beta)
     return entries.reduce(loss, reduction=reduction, normalizer=normalizer)

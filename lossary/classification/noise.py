@@ -17,6 +17,7 @@ from lossary.core.checks import check_in_range
 from lossary.core.numerics import exp_scaled, product
 from lossary.core.objective import Kind, Objective, objective
 from lossary.core.rows import ClassRows, class_rows
+from lossary.core.softmax import Softmax, share_of_label, with_softmax
 from lossary.core.types import Reduction
 
 LOG_ZERO = -9.210340371976182
@@ -844,14 +845,20 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    log_p, miss = rows.exact_softmax()
-    focal = product(miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma, log_p)  # no infinite slope at 0
-    return rows.at_label(focal) / focal.sum(rows.dim)
+    def formula(of: Softmax) -> tuple[Tensor, Tensor]:
+        focusing = of.miss**gamma
+        slope = focusing * (1 - gamma * (of.p * of.log_p.clamp(min=-1e4) / of.miss))
+        return share_of_label(product(focusing, of.log_p), slope, of)
+
+    return with_softmax(formula, rows.logits, _label(rows).unsqueeze(rows.dim), rows.dim, [gamma])
 
 
 def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    one_minus_power = -torch.expm1(q * rows.exact_softmax()[0])
-    return rows.at_label(one_minus_power) / one_minus_power.sum(rows.dim)
+    def formula(of: Softmax) -> tuple[Tensor, Tensor]:
+        one_minus_power = -torch.expm1(q * of.log_p)
+        return share_of_label(one_minus_power, q * (one_minus_power - 1), of)
+
+    return with_softmax(formula, rows.logits, _label(rows).unsqueeze(rows.dim), rows.dim, [q])
 
 
 def _gce(rows: ClassRows, q: Tensor | float) -> Tensor:

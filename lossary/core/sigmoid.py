@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.core.checks import may_read_values
@@ -40,16 +41,26 @@ class YesNo(NamedTuple):
 
 def yes_no(z: Tensor, y: Tensor) -> YesNo:
     """Probabilities of both sides."""
-    bound = _BOUND[z.dtype]
-    bounded = z.clamp(-bound, bound)
-    odds = torch.exp(-bounded.abs())
-    if torch.compiler.is_compiling() and is_given():  # one exponential
-        likely = 1 / (1 + odds)
-        unlikely = odds * likely
-        p, not_p = torch.where(z < 0, unlikely, likely), torch.where(z < 0, likely, unlikely)
-    else:  # two sigmoids take fewer passes
-        p, not_p = bounded.sigmoid(), (-bounded).sigmoid()
-    return YesNo(y * not_p, (1 - y) * p, p, not_p, _log1p(odds))
+    p, not_p = probabilities(z)
+    return YesNo(y * not_p, (1 - y) * p, p, not_p, _log1p(_odds(z)))
+
+
+def probabilities(z: Tensor) -> tuple[Tensor, Tensor]:
+    """p and 1 - p."""
+    if not (torch.compiler.is_compiling() and is_given()):  # two sigmoids take fewer passes
+        bounded = _bounded(z)
+        return bounded.sigmoid(), (-bounded).sigmoid()
+    odds = _odds(z)
+    likely = 1 / (1 + odds)
+    unlikely = odds * likely
+    return torch.where(z < 0, unlikely, likely), torch.where(z < 0, likely, unlikely)
+
+
+def softplus(z: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 + exp(z)) = -log(1 - p), and its derivative p."""
+    if not (torch.compiler.is_compiling() and is_given()):
+        return -F.logsigmoid(-z), z.sigmoid()
+    return _positive(z) + _log1p(_odds(z)), probabilities(z)[0]
 
 
 def softplus_pair(z: Tensor, log_likely: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +95,15 @@ def sigmoid_focal(
         return value, slope
     extra = epsilon * (focusing * miss)
     return value + extra, slope + (gamma + 1) * (extra * rise)
+
+
+def _bounded(z: Tensor) -> Tensor:
+    return z.clamp(-_BOUND[z.dtype], _BOUND[z.dtype])
+
+
+def _odds(z: Tensor) -> Tensor:
+    """Of the unlikely side: exp(-|z|)."""
+    return torch.exp(-_bounded(z).abs())
 
 
 def _positive(z: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lossary.core import sparse
 from lossary.core.checks import check_floating, check_in_range, check_shape, may_read_values
 from lossary.core.numerics import product, weighted_sum
 from lossary.core.objective import Kind, Objective, objective
@@ -83,9 +84,9 @@ def hl_gauss_loss(
     """
     bins = _check_values(input, target, num_bins)
     p, at = _blurred(target, min_value, max_value, bins, sigma, sigma_ratio, clamp)
-    log_p = widen(input).log_softmax(-1)
-    log_p = log_p if at is None else log_p.gather(-1, at)
-    loss = -weighted_sum(p.to(log_p.dtype), log_p, -1)
+    logits = widen(input)
+    p = p.to(logits.dtype)
+    loss = -weighted_sum(p, logits.log_softmax(-1), -1) if at is None else sparse.cross_entropy(logits, p, at)
     return reduce_values(loss, sample_weight=sample_weight, reduction=reduction, normalizer=normalizer)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
 from lossary.core.objective import Kind, Objective, objective
-from lossary.core.slopes import with_slope
+from lossary.core.slopes import is_given, with_slope
 from lossary.core.types import Reduction
 from lossary.core.values import like_first, reduce_values
 
@@ -149,9 +151,31 @@ class BerHuLoss(Objective):
 
 def _log_cosh(x: Tensor) -> tuple[Tensor, Tensor]:
     """Log cosh x and its derivative: cosh x - 1 from e^|x| - 1, all digits kept; beyond 40 along the line."""
+    if torch.compiler.is_compiling() and is_given() and x.dtype == torch.float32:
+        return _log_cosh_single(x)
     size = x.abs()
     growth = torch.expm1(size.clamp(max=40))
     value = torch.log1p(growth.square() / (2 * growth + 2)) + (size - 40).relu()
-    if torch.compiler.is_compiling():  # there a quotient takes less time than tanh, otherwise more
-        return value, torch.copysign(growth * (growth + 2) / (1 + (growth + 1).square()), x)
     return value, torch.tanh(x)
+
+
+def _log_cosh_single(x: Tensor) -> tuple[Tensor, Tensor]:
+    """To the digits of float32 by one exponential: near 0 x^2 A(x^2) and x B(x^2), beyond by log(1 + e^(-2|x|))."""
+    size = x.abs()
+    near, square, decay = size < 0.75, (x * x).clamp(max=0.5625), torch.exp(-2 * size)
+    far_value, far_slope = (size - math.log(2)) + decay * _series(decay, _LOG1P), 1 - 2 * decay / (1 + decay)
+    value = torch.where(near, square * _series(square, _LOG_COSH), far_value)
+    return value, torch.where(near, x * _series(square, _TANH), torch.copysign(far_slope, x))
+
+
+def _series(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    total = torch.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        total = total * x + coefficient
+    return total
+
+
+# Least largest relative errors: 4e-9 and 3e-8 for |x| below 0.75; and 6e-9, absolute, for log(1 + x) below e^-1.5.
+_LOG_COSH = (0.499999998, -0.0833330499, 0.0222161984, -0.0066986255, 0.00201405545, -0.000429667186)
+_TANH = (0.999999971, -0.333329588, 0.133254047, -0.0533443776, 0.0195828139, -0.00471619588)
+_LOG1P = (0.999998727, -0.499916479, 0.331537601, -0.232777091, 0.120651667)
