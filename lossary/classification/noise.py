@@ -845,20 +845,20 @@ def _nce(rows: ClassRows) -> Tensor:
 
 
 def _nfl(rows: ClassRows, gamma: Tensor | float) -> Tensor:
-    def formula(of: Softmax) -> tuple[Tensor, Tensor]:
+    def term(of: Softmax) -> tuple[Tensor, Tensor]:
         focusing = of.miss**gamma
         slope = focusing * (1 - gamma * (of.p * of.log_p.clamp(min=-1e4) / of.miss))
-        return share_of_label(product(focusing, of.log_p), slope, of)
+        return product(focusing, of.log_p), slope
 
-    return with_softmax(formula, rows.logits, _label(rows).unsqueeze(rows.dim), rows.dim, [gamma])
+    return with_softmax(share_of_label(term), rows.logits, _label(rows).unsqueeze(rows.dim), rows.dim, [gamma])
 
 
 def _ngce(rows: ClassRows, q: Tensor | float) -> Tensor:
-    def formula(of: Softmax) -> tuple[Tensor, Tensor]:
+    def term(of: Softmax) -> tuple[Tensor, Tensor]:
         one_minus_power = -torch.expm1(q * of.log_p)
-        return share_of_label(one_minus_power, q * (one_minus_power - 1), of)
+        return one_minus_power, q * (one_minus_power - 1)
 
-    return with_softmax(formula, rows.logits, _label(rows).unsqueeze(rows.dim), rows.dim, [q])
+    return with_softmax(share_of_label(term), rows.logits, _label(rows).unsqueeze(rows.dim), rows.dim, [q])
 
 
 def _gce(rows: ClassRows, q: Tensor | float) -> Tensor:

@@ -40,12 +40,12 @@ class Softmax(NamedTuple):
         """As log_p, 1 at the label and 0 elsewhere."""
         return others.is_class(self.log_p, self.label, self.dim).to(self.log_p.dtype)
 
-    def at_label(self, values: Tensor) -> Tensor:
-        """Values of all classes at the label, with a class axis of 1."""
-        return values.gather(self.dim, self.label)
+    def replaced(self, values: Tensor, own: Tensor) -> Tensor:
+        """Values of all classes with ``own``, which has a class axis of 1, at the label."""
+        return others.replaced(values, self.label, self.dim, own.squeeze(self.dim))
 
 
-Formula = Callable[[Softmax], tuple[Tensor, Tensor]]
+Formula = Callable[[Softmax, Softmax], tuple[Tensor, Tensor]]
 
 
 def with_softmax(
@@ -57,7 +57,8 @@ def with_softmax(
     work), the value's own graph is differentiated, which must give the same.
 
     Args:
-        formula: From Softmax to the value, with a class axis of 1, and its derivatives in all log p, as these.
+        formula: From the softmax, of all classes and of the label, ``(N, 1, ...)``, to the value, which has a class
+            axis of 1, too, and its derivatives in all log p.
         logits: ``(N, C, ...)``.
         label: Of each row, with a class axis of 1.
         dim: The class axis.
@@ -66,17 +67,24 @@ def with_softmax(
     learned = any(isinstance(h, Tensor) and h.requires_grad for h in hyperparameters)
     if is_transformed() or forward_ad._current_level >= 0 or learned:
         log_p, miss = others.exact_softmax(logits, dim)
-        tiny = torch.finfo(miss.dtype).tiny  # no infinite slope at 0
-        return formula(Softmax(log_p, log_p.exp(), miss.clamp(min=tiny), label, dim))[0].squeeze(dim)
+        miss = miss.clamp(min=torch.finfo(miss.dtype).tiny)  # no infinite slope at 0
+        own_log_p, own_miss = (others.at_class(values, label, dim).unsqueeze(dim) for values in (log_p, miss))
+        own = Softmax(own_log_p, own_log_p.exp(), own_miss, label, dim)
+        return formula(Softmax(log_p, log_p.exp(), miss, label, dim), own)[0].squeeze(dim)
     fit_blocks = is_plain(logits, label) and logits.device.type == "cpu" and logits.ndim == 2
     return _WithSoftmax.apply(formula, fit_blocks, logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
-def share_of_label(term: Tensor, slope: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor]:
-    """A term of the label over the sum of all classes' terms, and its derivatives, given those of the terms."""
-    total = term.sum(softmax.dim, keepdim=True)
-    share = softmax.at_label(term) / total
-    return share, (softmax.is_label() - share) * (slope / total)
+def share_of_label(term: Callable[[Softmax], tuple[Tensor, Tensor]]) -> Formula:
+    """The label's term over the sum of all classes', given the term and its derivative in log p, elementwise."""
+
+    def formula(of: Softmax, own: Softmax) -> tuple[Tensor, Tensor]:
+        value, slope = term(of)
+        total = value.sum(of.dim, keepdim=True)
+        share = term(own)[0] / total
+        return share, (of.is_label() - share) * (slope / total)
+
+    return formula
 
 
 class _WithSoftmax(torch.autograd.Function):
@@ -113,14 +121,18 @@ class _WithSoftmax(torch.autograd.Function):
 def _value_and_slope(formula: Formula, logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s)."""
     fall = logits - logits.amax(dim, keepdim=True).detach()
-    power, is_best = torch.exp(fall), (fall == 0).to(fall.dtype)
-    rest = (power - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
-    one_over = 1 / (1 + rest)
-    log_p, p = fall - torch.log1p(rest), power * one_over
-    miss = ((rest + (1 - power)) * one_over).clamp(min=torch.finfo(fall.dtype).tiny)
-    value, slope = formula(Softmax(log_p, p, miss, label, dim))
+    is_best = (fall == 0).to(fall.dtype)
+    rest = (torch.exp(fall) - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
+    of, own = (_softmax(fallen, rest, label, dim) for fallen in (fall, fall.gather(dim, label)))
+    value, slope = formula(of, own)
     # Only a best class can have p above 1/2; in its sum over the others its own slope must not vanish by cancelling.
     best = slope * is_best
-    rest = slope - best
-    of_others = (rest.sum(dim, keepdim=True) - rest) + (best.sum(dim, keepdim=True) - best)
-    return value.squeeze(dim), slope * miss - p * of_others
+    worse = slope - best
+    of_others = (worse.sum(dim, keepdim=True) - worse) + (best.sum(dim, keepdim=True) - best)
+    return value.squeeze(dim), slope * of.miss - of.p * of_others
+
+
+def _softmax(fall: Tensor, rest: Tensor, label: Tensor, dim: int) -> Softmax:
+    power, one_over = torch.exp(fall), 1 / (1 + rest)
+    miss = ((rest + (1 - power)) * one_over).clamp(min=torch.finfo(fall.dtype).tiny)
+    return Softmax(fall - torch.log1p(rest), power * one_over, miss, label, dim)
