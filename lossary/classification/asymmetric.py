@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from lossary.core.checks import check_in_range
-from lossary.core.numerics import exp_scaled, product, weighted_sum
+from lossary.core.numerics import product
 from lossary.core.objective import Kind, Objective, objective
-from lossary.core.rows import ClassRows, LabelEntries, class_rows, label_entries
+from lossary.core.rows import LabelEntries, class_rows, label_entries
 from lossary.core.sigmoid import softplus_pair, yes_no
-from lossary.core.softmax import Softmax, with_softmax
 from lossary.core.types import Reduction
 
 
@@ -169,9 +168,6 @@ def asymmetric_softmax_loss(
         sample_weight=sample_weight,
         index_only=True,
     )
-    if torch.compiler.is_compiling() and not rows.hard:
-        loss = _compiled_asymmetric_softmax(rows, gamma_neg, gamma_pos, label_smoothing, weight)
-        return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
     log_p = rows.log_p()
     positive, negative = (torch.as_tensor(g, dtype=log_p.dtype, device=log_p.device) for g in (gamma_pos, gamma_neg))
     log_focusing = product(positive, rows.log_miss_of_label())
@@ -409,29 +405,6 @@ def _asymmetric(
         return product(focusing, loss), focusing * slope
 
     return entries.evaluate(formula, gamma_neg, gamma_pos, clip)
-
-
-def _compiled_asymmetric_softmax(
-    rows: ClassRows,
-    gamma_neg: Tensor | float,
-    gamma_pos: Tensor | float,
-    label_smoothing: Tensor | float,
-    weight: Tensor | None,
-) -> Tensor:
-    """The loss of each row, from a formula that gives its derivative; as it is, the graph's takes fewer passes."""
-    assert rows.index is not None
-    class_weight = 1.0 if weight is None else rows.per_class(weight)
-
-    def formula(of: Softmax, own: Softmax) -> tuple[Tensor, Tensor]:
-        focusing, fading = own.miss**gamma_pos, exp_scaled(of.log_p, gamma_neg)
-        own_slope = focusing * (gamma_pos * (own.p * own.log_p.clamp(min=-1e4) / own.miss) - 1)
-        loss = of.replaced(product(fading, -of.log_p), product(focusing, -own.log_p))
-        slope = of.replaced(-fading * (1 + gamma_neg * of.log_p.clamp(min=-1e4)), own_slope)  # finite times 0
-        q = class_weight * ((1 - label_smoothing) * of.is_label() + label_smoothing / rows.num_classes)
-        return weighted_sum(q, loss, of.dim).unsqueeze(of.dim), q * slope
-
-    constants = (gamma_neg, gamma_pos, label_smoothing, weight)
-    return with_softmax(formula, rows.logits, rows.index.unsqueeze(rows.dim), rows.dim, constants)
 
 
 def _probability_gap(entries: LabelEntries) -> Tensor:
