@@ -36,10 +36,12 @@ def soft_maximum_of_gaps(x: Tensor, label: Tensor, margin: Tensor | float, tempe
 def _soft_maximum(gaps: Tensor, temperature: Tensor, dim: int) -> Tensor:
     top = gaps.detach().amax(dim, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
-    log_mean = ((gaps - top) / temperature).exp().mean(dim, keepdim=True).log()
-    exact = _exact(log_mean.detach(), gaps.detach(), top, temperature, dim)
-    seen = exact == log_mean.detach()
-    return (top + temperature * (log_mean + torch.where(seen, 0.0, exact - log_mean).detach())).squeeze(dim)
+    fall = (gaps - top) / temperature
+    mean = fall.exp().mean(dim, keepdim=True)
+    log_mean = mean.log()
+    exact = torch.log1p(torch.expm1(fall.detach()).mean(dim, keepdim=True))
+    log_mean = log_mean + torch.where((mean > 0.5) & mean.isfinite(), exact - log_mean, 0.0).detach()
+    return (top + temperature * log_mean).squeeze(dim)
 
 
 def _exact(log_mean: Tensor, gaps: Tensor, top: Tensor, temperature: Tensor, dim: int) -> Tensor:
