@@ -505,10 +505,10 @@ def _next_temperature(
     f: Tensor, before: Tensor, temperature: Tensor | float, alpha: Tensor | float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """The temperatures after a step and what their distance from the first one costs."""
-    p = torch.softmax(f / before.unsqueeze(dim), dim) + 1e-5
-    p = p / p.sum(dim, keepdim=True)
     classes = f.shape[dim]
-    divergence = (p * (classes * p).log()).sum(dim)
+    power = ((f - f.amax(dim, keepdim=True)) / before.unsqueeze(dim)).exp()
+    p = (power / power.sum(dim, keepdim=True) + 1e-5) * (classes / (1 + 1e-5 * classes))  # times C
+    divergence = (p * p.log()).mean(dim)
     stiffness = alpha * math.log(classes)
     after = temperature - temperature * divergence / stiffness
     return after.detach(), temperature * divergence.square() / (2 * stiffness)
