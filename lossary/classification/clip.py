@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossary.core.checks import check_floating, check_in_range
@@ -80,8 +79,9 @@ def logit_clip_cross_entropy_loss(
         label_smoothing=label_smoothing,
         sample_weight=sample_weight,
     )
-    clipped = clip_logits(rows.logits, max_norm=max_norm, p=p, dim=rows.dim)
-    loss = rows.expect(-rows.on_support(F.log_softmax(clipped, rows.dim)))
+    _check_norm(max_norm, p)
+    z, scale = _bounded(rows.logits, max_norm, p, rows.dim, eps=1e-12)
+    loss = -rows.expect(rows.log_p_of_scaled(z, scale))
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -238,14 +238,8 @@ def clip_logits(input: Tensor, *, max_norm: Tensor | float, p: float = 2.0, dim:
     if not -input.ndim <= dim < input.ndim:
         raise ValueError(f"dim is {dim}; wanted an axis of input, which has shape {tuple(input.shape)}.")
     z = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    bound = torch.finfo(z.dtype).max ** 0.75  # an infinite logit has its limit, and the factor keeps its digits
-    z = z.clamp(-bound, bound)
-    largest = z.detach().abs().amax(dim, keepdim=True)
-    is_zero = (largest < eps).to(z.dtype)
-    largest = largest.clamp(min=eps)
-    # A row of zeros becomes one of ones: at 0 the norm's second derivative is NaN, in the branch not taken, too.
-    norm = torch.linalg.vector_norm(torch.addcdiv(is_zero, z, largest), p, dim, keepdim=True)  # at least 1
-    return (z * torch.where(largest * norm > max_norm, max_norm / norm / largest, 1.0)).to(input.dtype)
+    z, scale = _bounded(z, max_norm, p, dim, eps)
+    return (z * scale).to(input.dtype)
 
 
 def logit_clip_bounds(num_classes: int, max_norm: float, p: float = 2.0) -> tuple[float, float]:
@@ -315,6 +309,18 @@ def symmetric_noise_risk_gap(num_classes: int, max_norm: float, noise_rate: floa
     check_in_range("noise_rate", noise_rate, 0.0, 1 - 1 / num_classes, high_open=True)
     spread = num_classes * (high - math.log(num_classes))
     return noise_rate / ((num_classes - 1) * (1 - noise_rate * num_classes / (num_classes - 1))) * spread
+
+
+def _bounded(z: Tensor, max_norm: Tensor | float, p: float, dim: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Finite logits and what each row of them is multiplied by."""
+    bound = torch.finfo(z.dtype).max ** 0.75  # an infinite logit has its limit, and the factor keeps its digits
+    z = z.clamp(-bound, bound)
+    largest = z.detach().abs().amax(dim, keepdim=True)
+    is_zero = (largest < eps).to(z.dtype)
+    largest = largest.clamp(min=eps)
+    # A row of zeros becomes one of ones: at 0 the norm's second derivative is NaN, in the branch not taken, too.
+    norm = torch.linalg.vector_norm(torch.addcdiv(is_zero, z, largest), p, dim, keepdim=True)  # at least 1
+    return z, torch.where(largest * norm > max_norm, max_norm / norm / largest, 1.0)
 
 
 def _softplus(x: float) -> float:

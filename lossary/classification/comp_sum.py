@@ -198,13 +198,8 @@ def smooth_adversarial_comp_sum_loss(
     if nu is None:
         nu = math.sqrt(rows.num_classes - 1) / rho
     check_in_range("nu", nu, 0.0)
-    keep = torch.ones_like(rows.logits, dtype=torch.bool) if rows.keep is None else rows.keep.unsqueeze(rows.dim)
-    moved = torch.where(keep, adversarial_input.to(rows.logits.dtype), 0.0)
-    excluded = (rows.logits == -math.inf) & (moved == -math.inf)
-    shift = torch.where(excluded, 0.0, moved) - torch.where(excluded, 0.0, rows.logits)
-    margin_shift = torch.where(excluded, 0.0, rows.at_label(shift).unsqueeze(rows.dim) - shift)  # 0 at the label
-    clean = _phi(rows.at_label(torch.log_softmax(rows.logits / rho, rows.dim)), tau)
-    loss = clean + nu * safe_norm(margin_shift, rows.dim)
+    clean = _phi(rows.log_p_of_label(1 / rho), tau)
+    loss = clean + nu * rows.margin_shift(adversarial_input.to(rows.logits.dtype))
     return rows.reduce(rows.label_weight() * loss, reduction=reduction, normalizer=normalizer)
 
 

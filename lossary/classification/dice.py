@@ -12,7 +12,7 @@ from lossary.core.checks import check_in_range
 from lossary.core.numerics import exp_scaled
 from lossary.core.objective import BatchObjective, Kind, Objective, objective
 from lossary.core.ranks import sum_over_ranks
-from lossary.core.rows import LabelEntries, class_rows, label_entries
+from lossary.core.rows import ClassRows, LabelEntries, class_rows, label_entries
 from lossary.core.types import Reduction
 
 
@@ -106,39 +106,16 @@ def self_adjusting_dice_loss(
             raise ValueError("weight and normalizer are for classes, or the paper's variant: this is one set's value.")
         checks.check_reduction(reduction)
         entries, live = _yes_no(input, target, mask, ignore_index, sample_weight)
-        f, y = _damped(entries.log_p(), entries.log_not_p(), alpha), entries.target
-        if ohem_ratio > 0:
-            live = live & _hard(entries.log_p().detach(), y > 0.5, live, ohem_ratio)
-        f, y = torch.where(live, f, 0.0), torch.where(live, y, 0.0)
+        f, y = _damped_labels(entries, live, alpha, ohem_ratio)
         if variant == "paper":
             return entries.reduce(1 - _dice(f, y, f + y, smooth), reduction=reduction, normalizer=normalizer)
-        sizes = f.square() + y.square() if square_denominator else f + y
-        return 1 - _set_dice(entries, f, y, sizes, smooth, gather)
-
+        return 1 - _set_dice(entries, f, y, _sizes(f, y, square_denominator), smooth, gather)
     rows = class_rows(input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight)
-    live = torch.ones_like(rows.logits, dtype=torch.bool) if rows.keep is None else rows.keep.unsqueeze(rows.dim)
-    if mask is not None:
-        checks.check_shape("mask", mask, rows.logits.select(rows.dim, 0).shape, "1 for rows that count, 0 for padding")
-        live = live & (mask > 0.5).unsqueeze(rows.dim)
-    damped = not (isinstance(alpha, int | float) and alpha == 0)
-    f = _damped(rows.log_softmax(), rows.log_miss_of_all() if damped else rows.logits, alpha)
-    y = rows.is_label().to(f.dtype) if rows.probability is None else rows.probability
-    if ohem_ratio > 0:
-        live = live & _hard_of_classes(rows.log_softmax().detach(), y > 0.5, live, ohem_ratio, rows.dim)
-    f, y = torch.where(live, f, 0.0), torch.where(live, y, 0.0)
-    if variant == "paper":
-        sizes = f + y
-    elif square_denominator:
-        sizes = f.square() + y.square()
-    else:
-        axes = [axis for axis in range(f.ndim) if axis != rows.dim]
-        sizes = (f + y).sum(axes, keepdim=True) if axes else f + y
-        sizes = sum_over_ranks(sizes) if gather else sizes
-    loss = (1 - _dice(f, y, sizes, smooth)).sum(rows.dim)
-    if rows.probability is None:
-        loss = rows.label_weight() * loss
-    elif weight is not None:
-        loss = (rows.probability * rows.per_class(weight)).sum(rows.dim) * loss
+    f, y = _damped_classes(rows, mask, alpha, ohem_ratio)
+    sizes = _sizes(f, y, square_denominator and variant == "official")
+    if variant == "official" and not square_denominator:
+        sizes = _batch_sum(sizes, rows.dim, gather)
+    loss = _row_weight(rows, weight) * (1 - _dice(f, y, sizes, smooth)).sum(rows.dim)
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -347,13 +324,56 @@ class TverskyNLPLoss(BatchObjective):
         super().__init__(alpha=alpha, beta=beta, smooth=smooth, gather=gather)
 
 
-def _damped(log_p: Tensor, log_miss: Tensor, alpha: Tensor | float) -> Tensor:
-    """(1 - p)^alpha p."""
-    return exp_scaled(log_miss, alpha) * log_p.exp()
+def _damped_labels(
+    entries: LabelEntries, live: Tensor, alpha: Tensor | float, ohem_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """f and y of yes/no labels, 0 where they do not count."""
+    log_p, y = entries.log_p(), entries.target
+    f = exp_scaled(entries.log_not_p(), alpha) * log_p.exp()
+    if ohem_ratio > 0:
+        live = live & _hard(log_p.detach(), y > 0.5, live, ohem_ratio)
+    return torch.where(live, f, 0.0), torch.where(live, y, 0.0)
+
+
+def _damped_classes(
+    rows: ClassRows, mask: Tensor | None, alpha: Tensor | float, ohem_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """f and y of all classes, 0 where they do not count."""
+    f, live = rows.log_softmax().exp(), rows.keep
+    if isinstance(alpha, Tensor) or alpha != 0:
+        f = exp_scaled(rows.log_miss_of_all(), alpha) * f
+    y = rows.is_label().to(f.dtype) if rows.probability is None else rows.probability
+    if mask is not None:
+        checks.check_shape("mask", mask, rows.logits.select(rows.dim, 0).shape, "1 for rows that count, 0 for padding")
+        live = mask > 0.5 if live is None else live & (mask > 0.5)
+    live = None if live is None else live.unsqueeze(rows.dim)
+    if ohem_ratio > 0:
+        live = torch.ones_like(f, dtype=torch.bool) if live is None else live
+        live = live & _hard_of_classes(rows.log_softmax().detach(), y > 0.5, live, ohem_ratio, rows.dim)
+    return (f, y) if live is None else (torch.where(live, f, 0.0), torch.where(live, y, 0.0))
+
+
+def _sizes(f: Tensor, y: Tensor, squared: bool) -> Tensor:
+    return f.square() + y.square() if squared else f + y
+
+
+def _batch_sum(values: Tensor, dim: int, gather: bool) -> Tensor:
+    """Sum for each class over the rows, or over those of all ranks; shaped to broadcast."""
+    axes = [axis for axis in range(values.ndim) if axis != dim]
+    total = values.sum(axes, keepdim=True) if axes else values
+    return sum_over_ranks(total) if gather else total
+
+
+def _row_weight(rows: ClassRows, weight: Tensor | None) -> Tensor:
+    """The weight of each row's label, or its mean under probabilities."""
+    if rows.probability is None or weight is None:
+        return rows.label_weight()
+    return (rows.probability * rows.per_class(weight)).sum(rows.dim)
 
 
 def _dice(f: Tensor, y: Tensor, sizes: Tensor, smooth: Tensor | float) -> Tensor:
-    return _ratio(2 * f * y + smooth, sizes + smooth)
+    part, whole = 2 * f * y + smooth, sizes + smooth
+    return part / whole if not isinstance(smooth, Tensor) and smooth > 0 else _ratio(part, whole)
 
 
 def _set_dice(

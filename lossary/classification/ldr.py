@@ -82,7 +82,7 @@ def ldr_kl_loss(
     """
     check_in_range("temperature", temperature, 0.0)
     rows = _rows(input, target, weight, ignore_index, sample_weight)
-    loss = _soft_maximum(_gaps(rows, _normalized(rows.logits, normalize, rows.dim), margin), temperature, rows.dim)
+    loss = _soft_maximum(rows, _normalized(rows.logits, normalize, rows.dim), margin, temperature)
     return rows.reduce(rows.label_weight() * loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -186,11 +186,11 @@ def ldr_loss(
         raise ValueError(f"constraint is {constraint!r}; wanted 'simplex' or 'topk'.")
     if constraint == "topk" and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= rows.num_classes):
         raise ValueError(f"k is {k!r}; wanted a whole number from 1 to {rows.num_classes}, the number of classes.")
-    gaps = _gaps(rows, _normalized(rows.logits, normalize, rows.dim), margin)
+    f = _normalized(rows.logits, normalize, rows.dim)
     if constraint == "topk" and k is not None:
-        loss = _soft_top_mean(gaps, temperature, k, rows.dim)
+        loss = _soft_top_mean(_gaps(rows, f, margin), temperature, k, rows.dim)
     else:
-        loss = _soft_maximum(gaps, temperature, rows.dim)
+        loss = _soft_maximum(rows, f, margin, temperature)
     return rows.reduce(rows.label_weight() * loss, reduction=reduction, normalizer=normalizer)
 
 
@@ -318,7 +318,7 @@ def aldr_kl_loss(
     f = _normalized(rows.logits, normalize, rows.dim)
     before = temperatures[index].to(f.dtype)
     after, pull = _next_temperature(f.detach(), before, temperature, alpha, rows.dim)
-    loss = _soft_maximum(_gaps(rows, f, margin), after, rows.dim, positive=True) - pull
+    loss = _soft_maximum(rows, f, margin, after, positive=True) - pull
     moves = torch.isfinite(after) if rows.keep is None else torch.isfinite(after) & rows.keep
     moved = torch.where(moves, after, before).to(temperatures.dtype)
     state = temperatures.detach().index_put((index,), moved)
@@ -464,22 +464,19 @@ def _gaps(rows: ClassRows, f: Tensor, margin: Tensor | float) -> Tensor:
     return rows.replaced(f - rows.at_label(f).unsqueeze(rows.dim) + margin, 0.0)
 
 
-def _soft_maximum(x: Tensor, temperature: Tensor | float, dim: int, *, positive: bool = False) -> Tensor:
-    """temperature x log mean exp(x / temperature), max at 0 unless ``positive``. One for all, or a row."""
+def _soft_maximum(
+    rows: ClassRows, f: Tensor, margin: Tensor | float, temperature: Tensor | float, *, positive: bool = False
+) -> Tensor:
+    """Temperature x log mean exp(delta / temperature), max at 0 unless ``positive``. One for all, or a row."""
+    check_in_range("margin", margin, -math.inf)
     if not isinstance(temperature, Tensor) and temperature == 0:
-        return x.amax(dim)
-    t = torch.as_tensor(temperature, dtype=x.dtype, device=x.device)
+        return _gaps(rows, f, margin).amax(rows.dim)
+    t = torch.as_tensor(temperature, dtype=f.dtype, device=f.device)
     safe = torch.where(t == 0, 1.0, t)
-    top = x.detach().amax(dim, keepdim=True)
-    top = torch.where(top.isfinite(), top, 0.0)
-    fall = (x - top) / (safe.unsqueeze(dim) if safe.ndim else safe)
-    mean = fall.exp().mean(dim)
-    log_mean = mean.log()
-    # A high temperature divides away what this logarithm sees, though not its derivative.
-    exact = torch.log1p(torch.expm1(fall.detach()).mean(dim))
-    log_mean = log_mean + torch.where((mean > 0.5) & mean.isfinite(), exact - log_mean, 0.0).detach()
-    value = top.squeeze(dim) + safe * log_mean
-    return torch.where(t == 0, x.amax(dim), value) if isinstance(temperature, Tensor) and not positive else value
+    value = rows.soft_maximum_of_gaps(f, margin, safe.unsqueeze(rows.dim) if safe.ndim else safe)
+    if positive or not isinstance(temperature, Tensor):
+        return value
+    return torch.where(t == 0, _gaps(rows, f, margin).amax(rows.dim), value)
 
 
 def _soft_top_mean(x: Tensor, temperature: Tensor | float, k: int, dim: int) -> Tensor:
@@ -508,10 +505,10 @@ def _next_temperature(
     f: Tensor, before: Tensor, temperature: Tensor | float, alpha: Tensor | float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """The temperatures after a step and what their distance from the first one costs."""
-    p = torch.softmax(f / before.unsqueeze(dim), dim) + 1e-5
-    p = p / p.sum(dim, keepdim=True)
     classes = f.shape[dim]
-    divergence = (p * (classes * p).log()).sum(dim)
+    power = ((f - f.amax(dim, keepdim=True)) / before.unsqueeze(dim)).exp()
+    p = (power / power.sum(dim, keepdim=True) + 1e-5) * (classes / (1 + 1e-5 * classes))  # times C
+    divergence = (p * p.log()).mean(dim)
     stiffness = alpha * math.log(classes)
     after = temperature - temperature * divergence / stiffness
     return after.detach(), temperature * divergence.square() / (2 * stiffness)

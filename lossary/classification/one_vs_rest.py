@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.core import checks
@@ -65,7 +64,7 @@ def one_vs_rest_loss(
     rows = class_rows(
         input, target, weight=weight, ignore_index=ignore_index, sample_weight=sample_weight, index_only=True
     )
-    return rows.reduce(rows.label_weight() * _one_vs_rest(rows), reduction=reduction, normalizer=normalizer)
+    return rows.reduce(rows.label_weight() * rows.one_vs_rest(), reduction=reduction, normalizer=normalizer)
 
 
 class OneVsRestLoss(Objective):
@@ -351,8 +350,7 @@ def trades_sovr_loss(
     checks.check_in_range("beta", beta, 0.0)
     rows = _class_rows(clean_input, target, class_weight, ignore_index, sample_weight)
     adversarial = _class_rows(adversarial_input, target, None, ignore_index, sample_weight)
-    log_p, log_q = rows.log_softmax(), adversarial.log_softmax()
-    divergence = (product(log_p.exp(), log_p) - product(log_p.exp(), log_q)).sum(rows.dim)
+    divergence = adversarial.kl_from(clean_input.to(rows.logits.dtype))
     loss = _switched(rows, adversarial, fraction, weight, sample_weight) + beta * divergence
     return rows.reduce(rows.label_weight() * loss, reduction=reduction, normalizer=normalizer)
 
@@ -428,8 +426,7 @@ def _switched(
     if isinstance(weight, Tensor):
         checks.check_shape("weight", weight, (), "a number; the weights of classes are class_weight")
     hard = _share_of_hardest(_logit_margin(selection).detach(), fraction, selection.keep, sample_weight)
-    cross_entropy = -rows.at_label(rows.log_softmax())
-    return product(1 - hard, cross_entropy) + product(hard, weight * _one_vs_rest(rows))
+    return product(1 - hard, -rows.log_p_of_label()) + product(hard, weight * rows.one_vs_rest())
 
 
 def _share_of_hardest(
@@ -446,11 +443,6 @@ def _share_of_hardest(
     ranked = count.gather(0, order)
     room = (wanted - (ranked.cumsum(0) - ranked)) / torch.where(ranked > 0, ranked, 1.0)
     return torch.zeros_like(ranked).scatter(0, order, room.clamp(0, 1)).reshape(margin.shape)
-
-
-def _one_vs_rest(rows: ClassRows) -> Tensor:
-    wrong_way = rows.replaced(rows.logits, -rows.at_label(rows.logits))
-    return F.softplus(wrong_way, threshold=50).sum(rows.dim)
 
 
 def _logit_margin(rows: ClassRows) -> Tensor:

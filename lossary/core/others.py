@@ -13,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossary.core import checks
+from lossary.core import checks, numerics
+from lossary.core.sigmoid import yes_no
 
-_VANISHED = -80.0
+VANISHED = -80.0
 """Log of a share that adds nothing to 1 in any dtype, with room before numbers get slow to compute with."""
+
+_LINEAR = 50.0
+"""From here on log(1 + exp(x)) is x in any dtype."""
 
 
 def log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
@@ -46,6 +50,13 @@ def log_likelihood(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     return at_class(F.log_softmax(logits, dim), label, dim)
 
 
+def scaled_log_likelihood(logits: Tensor, scale: Tensor, label: Tensor, dim: int) -> Tensor:
+    """Log-softmax of finite logits times a positive scale ``(N, 1, ...)``, at a class; as log_likelihood."""
+    if torch.compiler.is_compiling() and not checks.is_transformed():
+        return _CompiledScaledLogLikelihood.apply(logits, scale, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
+    return at_class(F.log_softmax(scale * logits, dim), label, dim)
+
+
 def exact_softmax(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Logs of p and 1 - p itself of all classes, each with all digits near 0 and near 1; shaped as logits."""
     if torch.compiler.is_compiling() and not checks.is_transformed():
@@ -63,8 +74,20 @@ def exact_log_softmax(logits: Tensor, log_p: Tensor, dim: int) -> tuple[Tensor, 
     return replaced(log_p, top, dim, F.logsigmoid(odds)), replaced(log_miss, top, dim, F.logsigmoid(-odds))
 
 
+def one_vs_rest(logits: Tensor, label: Tensor, dim: int) -> Tensor:
+    """Sum of logistic losses, of the class's logit and of minus each other one; as log_odds."""
+    if torch.compiler.is_compiling() and not checks.is_transformed():
+        return _CompiledOneVsRest.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
+    if checks.is_plain(logits, label):
+        return _OneVsRest.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
+    wrong_way = replaced(logits, label, dim, -at_class(logits, label, dim))
+    return F.softplus(wrong_way, threshold=_LINEAR).sum(dim)
+
+
 def margin(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """A class's logit minus the best of the others, whose gradient is shared where several are best; as log_odds."""
+    if torch.compiler.is_compiling() and not checks.is_transformed():
+        return _CompiledMargin.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
     if checks.is_plain(logits, label):
         return _Margin.apply(logits, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
     lowest = torch.finfo(logits.dtype).min
@@ -75,6 +98,13 @@ def margin(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     moves = (is_best * (others - others.detach())).sum(dim) / is_best.sum(dim)
     best = best.squeeze(dim)
     return at_class(logits, label, dim) - torch.where(best == lowest, -math.inf, best) - moves
+
+
+def margin_shift(logits: Tensor, moved: Tensor, label: Tensor, dim: int) -> Tensor:
+    """Euclidean norm of the change of a class's margins over all others; as log_odds."""
+    if (torch.compiler.is_compiling() and not checks.is_transformed()) or checks.is_plain(logits, moved, label):
+        return _MarginShift.apply(logits, moved, label, dim)[0]  # type: ignore[no-untyped-call, no-any-return]
+    return numerics.safe_norm(_margin_shifts(logits, moved, label, dim), dim)
 
 
 def is_class(logits: Tensor, label: Tensor, dim: int) -> Tensor:
@@ -116,6 +146,13 @@ def _log_odds(logits: Tensor, label: Tensor, dim: int) -> Tensor:
 def _without(logits: Tensor, label: Tensor, dim: int) -> Tensor:
     """Logits with the lowest number at the class: not -inf, of which nothing can be summed where it is all there is."""
     return torch.where(is_class(logits, label, dim), torch.finfo(logits.dtype).min, logits)
+
+
+def _margin_shifts(logits: Tensor, moved: Tensor, label: Tensor, dim: int) -> Tensor:
+    """Changes of the margins, 0 at the class and where a class is excluded in both."""
+    excluded = (logits == -math.inf) & (moved == -math.inf)
+    shift = torch.where(excluded, 0.0, moved) - torch.where(excluded, 0.0, logits)
+    return torch.where(excluded, 0.0, shift - shift.gather(dim, label))
 
 
 class _OfClass(torch.autograd.Function):
@@ -163,7 +200,7 @@ class _CompiledLogOdds(_OfClass):
         best = _without(logits, label, dim).amax(dim, keepdim=True)
         own = logits.gather(dim, label)
         # The class's own term, at most 1, is in the sum and taken out again: the others' is 1 at least.
-        total = _power(logits - best).sum(dim, keepdim=True) - _power(own - best)
+        total = power(logits - best).sum(dim, keepdim=True) - power(own - best)
         logsumexp = best + total.log()
         empty = best == torch.finfo(best.dtype).min
         return (own - torch.where(empty, -math.inf, logsumexp)).squeeze(dim), logsumexp
@@ -172,7 +209,7 @@ class _CompiledLogOdds(_OfClass):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, label, logsumexp = ctx.saved_tensors
         slope = upstream[0].unsqueeze(ctx.dim)
-        return replaced(-slope * _share(logits - logsumexp), label, ctx.dim, upstream[0]), None, None
+        return replaced(-slope * share(logits - logsumexp), label, ctx.dim, upstream[0]), None, None
 
 
 class _CompiledLogLikelihood(torch.autograd.Function):
@@ -181,7 +218,7 @@ class _CompiledLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         best = logits.amax(dim, keepdim=True)
-        log_sum = (logits - best).clamp(min=_VANISHED).exp().sum(dim, keepdim=True).log()
+        log_sum = (logits - best).clamp(min=VANISHED).exp().sum(dim, keepdim=True).log()
         return (logits.gather(dim, label) - best - log_sum).squeeze(dim), best, log_sum
 
     @staticmethod
@@ -195,17 +232,47 @@ class _CompiledLogLikelihood(torch.autograd.Function):
         logits, label, best, log_sum = ctx.saved_tensors
         slope = upstream[0].unsqueeze(ctx.dim)
         slope = torch.where(slope == 0, 0.0, slope + 0 * log_sum)  # a NaN among the logits stays
-        share = _share(logits - best - log_sum)
-        return torch.where(is_class(logits, label, ctx.dim), slope, 0.0) - slope * share, None, None
+        spread = slope * share(logits - best - log_sum)
+        return torch.where(is_class(logits, label, ctx.dim), slope, 0.0) - spread, None, None
 
 
-def _power(fall: Tensor) -> Tensor:
-    return fall.clamp(min=_VANISHED, max=0.0).exp()
+class _CompiledScaledLogLikelihood(torch.autograd.Function):
+    """As _CompiledLogLikelihood; the derivative in the scale is the logit's distance from the mean under softmax."""
+
+    @staticmethod
+    def forward(logits: Tensor, scale: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        best = logits.amax(dim, keepdim=True)
+        fall = logits - best
+        p = power(scale * fall)
+        total = p.sum(dim, keepdim=True)
+        own, log_sum = logits.gather(dim, label) - best, total.log()
+        excess = own - (p * fall).sum(dim, keepdim=True) / total
+        return (scale * own - log_sum).squeeze(dim), best, log_sum, excess
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.dim = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        logits, scale, label, best, log_sum, excess = ctx.saved_tensors
+        slope = upstream[0].unsqueeze(ctx.dim)
+        p = share(scale * (logits - best) - log_sum)
+        inner = slope * scale + 0 * log_sum  # a NaN among the logits stays
+        own = torch.where(is_class(logits, label, ctx.dim), inner, 0.0)
+        return own - inner * p, slope * excess, None, None
 
 
-def _share(log_share: Tensor) -> Tensor:
-    """0 where it vanishes or is NaN."""
-    return torch.where(log_share > _VANISHED, log_share.clamp(min=_VANISHED).exp(), 0.0)
+def power(fall: Tensor) -> Tensor:
+    """Exponential of numbers up to 0, none too small for the processor's speed."""
+    return fall.clamp(min=VANISHED, max=0.0).exp()
+
+
+def share(log_share: Tensor) -> Tensor:
+    """Exponential of numbers up to 0; 0 where it vanishes or they are NaN."""
+    return torch.where(log_share > VANISHED, log_share.clamp(min=VANISHED).exp(), 0.0)
 
 
 class _ExactSoftmax(torch.autograd.Function):
@@ -254,3 +321,98 @@ class _Margin(_OfClass):
         is_best = (logits == best).scatter_(ctx.dim, label, False)
         shared = slope / is_best.sum(ctx.dim, keepdim=True)
         return torch.where(is_best, -shared, 0.0).scatter_(ctx.dim, label, slope), None, None
+
+
+class _CompiledMargin(_OfClass):
+    """As _Margin, by loops over the logits. Rows of slope 0 get a gradient of 0 whatever their logits are."""
+
+    @staticmethod
+    def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        best = _without(logits, label, dim).amax(dim, keepdim=True)
+        others = torch.where(best == torch.finfo(best.dtype).min, -math.inf, best)
+        return (logits.gather(dim, label) - others).squeeze(dim), best
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, label, best = ctx.saved_tensors
+        slope = upstream[0].unsqueeze(ctx.dim)
+        is_best = 1 - (best - _without(logits, label, ctx.dim)).sign()  # in numbers: it is stored
+        shared = torch.where(slope == 0, 0.0, slope / is_best.sum(ctx.dim, keepdim=True))
+        return replaced(-shared * is_best, label, ctx.dim, upstream[0]), None, None
+
+
+class _OneVsRest(_OfClass):
+    """Sets the class's number in place, where the formula's graph copies the logits there and back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        losses = F.softplus(logits, threshold=_LINEAR)
+        losses = losses.scatter_(dim, label, F.softplus(-logits.gather(dim, label), threshold=_LINEAR))
+        total = losses.sum(dim)
+        return total, total.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        logits, label, _ = ctx.saved_tensors
+        if upstream[0] is None:
+            return None, None, None
+        slope = upstream[0].unsqueeze(ctx.dim)
+        at_label = -slope * (-logits.gather(ctx.dim, label)).sigmoid()
+        return (slope * logits.sigmoid()).scatter(ctx.dim, label, at_label), None, None
+
+
+class _CompiledOneVsRest(_OfClass):
+    """Takes the exponentials again. Rows of slope 0 get a gradient of 0 whatever their logits are."""
+
+    @staticmethod
+    def forward(logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        wrong_way = torch.where(is_class(logits, label, dim), -logits, logits)
+        total = (wrong_way.clamp(min=0) + yes_no(wrong_way, wrong_way).log_likely).sum(dim)
+        return total, total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, label, total = ctx.saved_tensors
+        slope = torch.where(total.isnan() & (upstream[0] != 0), total, upstream[0]).unsqueeze(ctx.dim)
+        sign = torch.where(is_class(logits, label, ctx.dim), -1.0, 1.0)
+        wrong_way = sign * logits
+        odds = share(-wrong_way.abs())
+        return (sign * slope) * (torch.where(wrong_way < 0, odds, 1.0) / (1 + odds)), None, None
+
+
+class _MarginShift(torch.autograd.Function):
+    """Masks only where something is infinite; compiled, the changes are formed again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, moved: Tensor, label: Tensor, dim: int) -> tuple[Tensor, ...]:
+        shift = moved - logits
+        shift = shift - shift.gather(dim, label)
+        if not checks.may_read_values(shift) or not math.isfinite(shift.sum()):
+            shift = _margin_shifts(logits, moved, label, dim)
+        total, norm = shift.sum(dim), shift.square().sum(dim).sqrt()
+        return norm, norm.clone(), total, norm.clone() if torch.compiler.is_compiling() else shift
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.dim = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, moved, label, norm, total, shift = ctx.saved_tensors
+        if upstream[0] is None:
+            return None, None, None, None
+        if torch.compiler.is_compiling():
+            shift = _margin_shifts(logits, moved, label, ctx.dim)
+        elif torch.is_grad_enabled():  # to be differentiated again
+            shift = _margin_shifts(logits, moved, label, ctx.dim)
+            total, norm = shift.sum(ctx.dim), numerics.safe_norm(shift, ctx.dim)
+        slope = upstream[0] / torch.where(norm == 0, 1.0, norm)
+        gradient = replaced(slope.unsqueeze(ctx.dim) * shift, label, ctx.dim, -slope * total)
+        return -gradient, gradient, None, None

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossary.core import checks, numerics, others
+from lossary.core import checks, divergence, numerics, others
 from lossary.core.slopes import Formula, with_slope
+from lossary.core.soft_maximum import soft_maximum_of_gaps
 from lossary.core.types import Reduction
 
 
@@ -81,8 +82,11 @@ class ClassRows:
         """Log-probabilities on the support ``(N, K, ...)``."""
         return self.log_p_of_label().unsqueeze(self.dim) if self.hard else self.log_softmax()
 
-    def log_p_of_label(self) -> Tensor:
-        """Log-probability of the label ``(N, ...)``. Index targets only."""
+    def log_p_of_label(self, scale: Tensor | float = 1.0) -> Tensor:
+        """Log-probability of the label ``(N, ...)``, the logits times ``scale`` first. Index targets only."""
+        if isinstance(scale, Tensor) or scale != 1:
+            scaled = scale * self.logits
+            return others.at_class(F.log_softmax(scaled, self.dim), self._label(), self.dim)
         return self.log_p_of(self._label())
 
     def log_p_of(self, label: Tensor) -> Tensor:
@@ -90,6 +94,12 @@ class ClassRows:
         if torch.compiler.is_compiling():
             return self._of_unmasked(others.log_likelihood, label)
         return others.at_class(self.log_softmax(), label, self.dim)
+
+    def log_p_of_scaled(self, logits: Tensor, scale: Tensor) -> Tensor:
+        """Log-probabilities on the support ``(N, K, ...)`` of other logits, times a number for each row."""
+        if self.hard:
+            return others.scaled_log_likelihood(logits, scale, self._label(), self.dim).unsqueeze(self.dim)
+        return F.log_softmax(scale * logits, self.dim)
 
     def log_odds(self, scale: Tensor | float = 1.0) -> Tensor:
         """Log of p / (1 - p) of the label ``(N, ...)``, from the *other* classes' logits. Index targets only.
@@ -154,7 +164,22 @@ class ClassRows:
 
     def margin(self) -> Tensor:
         """The label's logit minus the best of the others ``(N, ...)``. Index targets only."""
-        return others.margin(self.logits, self._label(), self.dim)
+        return self._of_unmasked(others.margin, self._label())
+
+    def soft_maximum_of_gaps(self, values: Tensor, margin: Tensor | float, temperature: Tensor) -> Tensor:
+        """See :mod:`lossary.core.soft_maximum`; of values of all classes, ``(N, ...)``. Index targets only."""
+        return soft_maximum_of_gaps(values, self._label(), margin, temperature, self.dim)
+
+    def margin_shift(self, moved: Tensor) -> Tensor:
+        """Euclidean norm of how far the label's margins are from those of other logits ``(N, C, ...)``, ``(N, ...)``.
+
+        A class that is excluded in both, by a logit of -inf, has not moved. Index targets only.
+        """
+        return others.margin_shift(self.logits, self.masked(moved), self._label(), self.dim)
+
+    def one_vs_rest(self) -> Tensor:
+        """Logistic losses of the label's logit and of minus all others, summed ``(N, ...)``. Index targets only."""
+        return self._of_unmasked(others.one_vs_rest, self._label())
 
     def on_support(self, values: Tensor) -> Tensor:
         """Values of all classes ``(N, C, ...)`` taken to the support ``(N, K, ...)``."""
@@ -195,6 +220,16 @@ class ClassRows:
         if self._weight is not None:
             values = self._weight.reshape([-1] + [1] * (self.logits.ndim - 1 - self.dim)) * values
         return numerics.weighted_sum(probability, values, self.dim)
+
+    def cross_entropy_under(self, target_logits: Tensor) -> Tensor:
+        """Cross-entropy under the softmax of other logits ``(N, C, ...)``, constants, class weights in its sum."""
+        if self._weight is None:
+            return self._of_unmasked(divergence.cross_entropy, target_logits)
+        return -self.expect_under(self.masked(target_logits).detach().softmax(self.dim), self.log_softmax())
+
+    def kl_from(self, target_logits: Tensor) -> Tensor:
+        """Divergence of the softmax of these logits from that of other ones ``(N, C, ...)``."""
+        return self._of_unmasked(divergence.kl, target_logits)
 
     def masked(self, values: Tensor) -> Tensor:
         """Values of all classes ``(N, C, ...)`` with 0 in ignored rows, so that nothing there reaches a gradient."""
@@ -237,11 +272,14 @@ class ClassRows:
             nothing_is_zero=nothing_is_zero,
         )
 
-    def _of_unmasked(self, formula: Callable[[Tensor, Tensor, int], Tensor], label: Tensor) -> Tensor:
-        """A formula of logits, class and axis; compiled, ignored rows are masked in its result, a number for each."""
+    def _of_unmasked(self, formula: Callable[[Tensor, Tensor, int], Tensor], other: Tensor) -> Tensor:
+        """A formula of logits, class or other logits, and axis.
+
+        Compiled, ignored rows are masked in its result, a number for each, and the formula masks its gradient.
+        """
         if torch.compiler.is_compiling() and not checks.is_transformed():
-            return _masked(formula(self._unmasked, label, self.dim), self.keep)
-        return formula(self.logits, label, self.dim)
+            return _masked(formula(self._unmasked, other, self.dim), self.keep)
+        return formula(self.logits, self.masked(other) if other.is_floating_point() else other, self.dim)
 
     def _label(self) -> Tensor:
         if self.index is None:
@@ -278,7 +316,7 @@ def reduce_rows(
         values = torch.where(valid, values, torch.nan)
     values = _masked(values, keep)
     if sample_weight is not None:
-        values = values * sample_weight
+        values = values * _masked(sample_weight, keep)
     if reduction == "none":
         return values
     if reduction == "sum":

@@ -90,10 +90,9 @@ def self_distillation_loss(
     )
     check_floating("teacher_logits", teacher_logits)
     check_shape("teacher_logits", teacher_logits, input.shape, "a teacher's logits for each row of input")
-    teacher = rows.masked(teacher_logits.detach().to(rows.logits.dtype) / temperature).softmax(rows.dim)
-    from_teacher = rows.expect_under(teacher, -rows.log_softmax())
-    from_label = rows.expect(-rows.on_support(rows.log_softmax()))
-    share = torch.as_tensor(xi, dtype=teacher.dtype, device=teacher.device)
+    from_teacher = rows.cross_entropy_under(teacher_logits.to(rows.logits.dtype) / temperature)
+    from_label = -rows.expect(rows.log_p())
+    share = torch.as_tensor(xi, dtype=from_label.dtype, device=from_label.device)
     loss = product(share, from_teacher) + product(1 - share, from_label)
     return rows.reduce(loss, reduction=reduction, normalizer=normalizer)
 

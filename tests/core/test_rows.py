@@ -67,6 +67,16 @@ def test_ignored_rows_equal_torch(smoothing: float, reduction: str) -> None:
     torch.testing.assert_close(cross_entropy(input, target, **options), F.cross_entropy(input, target, **options))
 
 
+def test_a_weight_of_an_ignored_row_counts_for_nothing() -> None:
+    input, target = samples((7, 4), "index")
+    target[2] = -100
+    weight = torch.linspace(0.5, 2, 7, dtype=torch.float64)
+    expected = cross_entropy(input, target, sample_weight=weight)
+    weight[2] = math.nan
+    torch.testing.assert_close(cross_entropy(input, target, sample_weight=weight), expected)
+    assert cross_entropy(input, target, sample_weight=weight, reduction="none")[2] == 0
+
+
 def test_infinite_logits_equal_torch() -> None:
     input, target = samples((6, 4), "index")
     input[0, (target[0] + 1) % 4] = -math.inf  # another class: finite
