@@ -78,8 +78,9 @@ def test_gradient_goes_through_the_confidence_alone(batch: Batch) -> None:
 
 @given(class_batches(bound=8.0), st.integers(1, 25))
 def test_l1_bounds_the_calibration_error_of_any_binning(batch: Batch, bins: int) -> None:
-    bound = correctness_aware_loss(*batch, balanced=False, norm="l1")
-    assert expected_calibration_error(*batch, bins) <= bound + 1e-9
+    input, target = batch[0].round(decimals=6), batch[1]  # the error breaks ties of probabilities, the loss of logits
+    bound = correctness_aware_loss(input, target, balanced=False, norm="l1")
+    assert expected_calibration_error(input, target, bins) <= bound + 1e-9
 
 
 def test_best_temperature_of_a_wrong_prediction_is_none() -> None:
