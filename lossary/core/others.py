@@ -265,6 +265,13 @@ class _CompiledScaledLogLikelihood(torch.autograd.Function):
         return own - inner * p, slope * excess, None, None
 
 
+def sum_without_best(logits: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits less their largest, x; exp(x); 1 at best classes, 0 elsewhere; sum of exp(x) but for one best class."""
+    fall = logits - logits.amax(dim, keepdim=True).detach()
+    power, is_best = torch.exp(fall), (fall == 0).to(fall.dtype)
+    return fall, power, is_best, (power - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
+
+
 def power(fall: Tensor) -> Tensor:
     """Exponential of numbers up to 0, none too small for the processor's speed."""
     return fall.clamp(min=VANISHED, max=0.0).exp()
@@ -280,9 +287,7 @@ class _ExactSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        fall = logits - logits.amax(dim, keepdim=True)
-        power, is_best = torch.exp(fall), (fall == 0).to(fall.dtype)
-        rest = (power - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
+        fall, power, _, rest = sum_without_best(logits, dim)
         return fall - torch.log1p(rest), (rest + (1 - power)) / (1 + rest)
 
     @staticmethod

@@ -120,9 +120,7 @@ class _WithSoftmax(torch.autograd.Function):
 
 def _value_and_slope(formula: Formula, logits: Tensor, label: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """By the sum s of exp(x - max x) without a best class, whose term is 1: log p is x - max x - log(1 + s)."""
-    fall = logits - logits.amax(dim, keepdim=True).detach()
-    is_best = (fall == 0).to(fall.dtype)
-    rest = (torch.exp(fall) - is_best).sum(dim, keepdim=True) + (is_best.sum(dim, keepdim=True) - 1)
+    fall, _, is_best, rest = others.sum_without_best(logits, dim)
     of, own = (_softmax(fallen, rest, label, dim) for fallen in (fall, fall.gather(dim, label)))
     value, slope = formula(of, own)
     # Only a best class can have p above 1/2; in its sum over the others its own slope must not vanish by cancelling.
